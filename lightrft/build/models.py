@@ -77,7 +77,7 @@ def build_reference(source: Source, policy: Trainable, strategy: Strategy) -> Fr
     """The model that the policy, made of `source`, started from: the policy without its adapters where it has some."""
     if starts_as_base(source.config.lora) and is_adapted(policy.module):
         return WithoutAdapters(policy)
-    return strategy.frozen(replace(source, learns=False))
+    return strategy.frozen(replace(source, learns=False, rounded=True))
 
 
 def teacher_model(config: Config) -> ModelConfig:

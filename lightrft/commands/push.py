@@ -173,7 +173,11 @@ def public(text: str) -> str:
 
 
 def _adapters(lora: Mapping[str, Any]) -> str:
-    return f"LoRA, rank {lora['rank']}, alpha {lora['alpha']}" if lora.get("rank") else "none"
+    if not lora.get("rank"):
+        return "none"
+    rounded = lora.get("quantize_base", "off")
+    beside = "" if rounded == "off" else f", beside a base rounded to {rounded}"
+    return f"LoRA, rank {lora['rank']}, alpha {lora['alpha']}{beside}"
 
 
 def _scores(summary: Mapping[str, Any]) -> str:

@@ -5,22 +5,15 @@ from __future__ import annotations
 Names = dict[str, str | tuple[str, ...]]
 """Last part of a foreign name, or its last two -> our option; where commands have different ones, the first that a command has."""
 
-QUANTISED = (
-    "QLoRA (adapters on weights of 4 or 8 bits) is not offered: engines sample from merged weights, and a model that is rounded twice "
-    "is none that anybody saved. Take adapters on a bfloat16 model: the layers lora and bf16."
-)
-ABSENT: dict[str, str] = dict.fromkeys(
-    (
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_compute_dtype",
-        "quantization_config",
-        "use_qlora",
-        "qlora",
+ABSENT: dict[str, str] = {
+    "load_in_8bit": (
+        "Weights of 8 bits are not offered. Take adapters beside matrices of 4 bits, model.lora.quantize_base=nf4 (the layer qlora), or on a "
+        "bfloat16 model (the layers lora and bf16)."
     ),
-    QUANTISED,
-)
+    "bnb_4bit_use_double_quant": (
+        "Double quantization is not offered: with model.lora.quantize_base=nf4 the scales of blocks stay float32. Leave it out."
+    ),
+}
 """Last part of a name of what others have and this framework has not -> why, and what there is instead."""
 
 TRL: Names = {
@@ -90,6 +83,12 @@ TRL: Names = {
     "lora_alpha": "model.lora.alpha",
     "lora_target_modules": "model.lora.targets",
     "lora_dropout": "model.lora.dropout",
+    "load_in_4bit": "model.lora.quantize_base",
+    "bnb_4bit_quant_type": "model.lora.quantize_base",
+    "bnb_4bit_compute_dtype": "model.dtype",
+    "quantization_config": "model.lora.quantize_base",
+    "use_qlora": "model.lora.quantize_base",
+    "qlora": "model.lora.quantize_base",
 }
 """Trainers of Hugging Face and TRL."""
 

@@ -27,6 +27,9 @@ class LoraConfig:
     """Weight-decomposed adapters: the norm of each output's weights is learned apart from their direction. Not with weights in pieces."""
     modules_to_save: list[str] = field(default_factory=list)
     """Names of parts that are trained whole beside the adapters, such as norm, and saved with them."""
+    quantize_base: Literal["off", "nf4"] = "off"
+    """nf4: QLoRA. Matrices that have adapters are rounded to 4 bits when the model is loaded (bitsandbytes; 0.56 bytes a weight), and the policy
+    is these and the adapters, for engines and saved models too. off: they are in model.dtype."""
     start: str = ""
     """Adapter folder (peft) that the adapters start from; rank, alpha, targets and kind must be its own. Empty: new adapters."""
 
@@ -89,6 +92,11 @@ class ModelConfig:
         if self.compile and self.kernels != "off":
             raise ValueError(
                 f"model.kernels={self.kernels} with model.compile=true: what is compiled is fused already. Set one of them to off or false."
+            )
+        if self.compile and self.lora.quantize_base != "off":
+            raise ValueError(
+                f"model.lora.quantize_base={self.lora.quantize_base} with model.compile=true: what makes a matrix whole cannot be compiled into a "
+                "layer. Set one of them to off or false."
             )
 
 

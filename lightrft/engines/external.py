@@ -21,7 +21,7 @@ from lightrft.engines.sampling import stream
 from lightrft.media.parts import KINDS, Media, parts
 from lightrft.models.export import published
 from lightrft.models.logprobs import causal_lm
-from lightrft.models.lora import plain_parameters, plain_state
+from lightrft.models.lora import plain_names, plain_parameters
 from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import Processor
 from lightrft.types import Prompt, Sampling
@@ -127,7 +127,7 @@ class WeightNames:
         parameters = plain_parameters(module)
         first: dict[nn.Parameter, str] = {}
         tied = (name for name, p in parameters.items() if first.setdefault(p, name) != name)
-        return cls(module, frozenset(plain_state(module)) | frozenset(parameters), frozenset(tied))
+        return cls(module, plain_names(module) | frozenset(parameters), frozenset(tied))
 
     def for_checkpoint(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The weights that another engine's model has a place for, as a checkpoint has them: a head that is tied comes with the

@@ -16,11 +16,36 @@ from torch.nn import functional as F
 
 from lightrft.config import LoraConfig
 from lightrft.models.folder import ADAPTER
+from lightrft.models.nf4 import rounded_sizes
 from lightrft.utils.paths import expanded
 
 WEIGHTS = "adapter_model.safetensors"
-SETTINGS = {"rank": "r", "alpha": "lora_alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
+QUANTIZED = "quantize_base"
+"""What a folder's settings call how its base was rounded: a word of ours, which peft says it does not know."""
+SETTINGS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+    QUANTIZED: QUANTIZED,
+}
 """Settings of model.lora -> what peft calls them; those that two adapters of one model must share."""
+ABOUT = """# Adapters beside a base in 4 bits
+
+These low-rank adapters learned beside matrices that were rounded to nf4 (QLoRA, https://arxiv.org/abs/2305.14314): blocks of 64 numbers, scales
+in float32. Beside the matrices as they were before they make a model that nobody has trained or seen.
+
+The run's folder `model` holds both in one, and so does what `lightrft export RUN OUT` writes. transformers rounds alike, where the adapters are
+beside all linear layers but the head:
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    rounded = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=False, bnb_4bit_compute_dtype="{dtype}")
+    base = AutoModelForCausalLM.from_pretrained("BASE", dtype="{dtype}", quantization_config=rounded)
+    model = PeftModel.from_pretrained(base, "ADAPTER")
+"""
+"""README.md of such a folder."""
 
 
 class LearningDropout(nn.Dropout):
@@ -50,7 +75,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: its adapters are not of LoRA. Train adapters of LoRA, or merge these into the model."
         )
-    return found
+    return {QUANTIZED: "off", **found}
 
 
 def advice(folder: Path) -> str:
@@ -61,8 +86,8 @@ def advice(folder: Path) -> str:
         value = found.get(theirs)
         if isinstance(value, bool):
             words += [f"--model.lora.{name.replace('_', '-')}"] if value else []
-        else:
-            words.append(f"--model.lora.{name} {value}")
+        elif value != "off":
+            words.append(f"--model.lora.{name.replace('_', '-')} {value}")
     return " ".join(words)
 
 
@@ -134,7 +159,7 @@ def write_adapter(module: Any, learned: Mapping[str, Tensor], folder: Path) -> N
     """Writes a folder that `peft.PeftModel.from_pretrained` loads onto the plain model.
 
     `learned`: all that learns of the adapted `module`, whole and in float32, under the names of its parameters. Parts that are trained
-    whole stand among peft's modules_to_save.
+    whole stand among peft's modules_to_save. A folder of adapters beside rounded matrices says so, in its settings and in words.
     """
     settings = copy.deepcopy(module.peft_config["default"])
     whole = sorted(
@@ -143,5 +168,15 @@ def write_adapter(module: Any, learned: Mapping[str, Tensor], folder: Path) -> N
     settings.inference_mode = True
     settings.modules_to_save = whole or None
     settings.save_pretrained(folder)
+    if rounded_sizes(module):
+        _tell_rounded(folder, str(next(p.dtype for p in module.parameters() if p.is_floating_point())))
     weights = {adapter_name(name): t.detach().cpu().contiguous().clone() for name, t in learned.items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _tell_rounded(folder: Path, dtype: str) -> None:
+    """Writes into a folder of adapters that their base was rounded."""
+    file = folder / ADAPTER
+    said = json.loads(file.read_text(encoding="utf-8")) | {QUANTIZED: "nf4"}
+    file.write_text(json.dumps(said, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / "README.md").write_text(ABOUT.format(dtype=dtype.removeprefix("torch.")), encoding="utf-8")

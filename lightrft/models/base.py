@@ -11,6 +11,8 @@ import torch
 from lightrft.config import ModelConfig
 from lightrft.models.weights import Weights
 
+ROUNDED = "nf4:"
+"""Before the digest of a base whose matrices the run has rounded (model.lora.quantize_base)."""
 MOST_READ = 512
 """Tensors of which a part is read; of a model with more, always the same ones."""
 
@@ -39,12 +41,24 @@ def needed_base(config: ModelConfig, *, compared: bool = False, checked: str = "
     """
     if not (config.lora.rank or config.freeze or compared):
         return ""
-    return checked or base_digest(config)
+    return checked or f"{_rounding(config)}{base_digest(config)}"
+
+
+def _rounding(config: ModelConfig) -> str:
+    return ROUNDED if config.lora.quantize_base == "nf4" else ""
 
 
 def check_base(config: ModelConfig, expected: str, checkpoint: Path) -> None:
-    """ValueError if the checkpoint belongs to other weights than those of model.path; an empty digest belongs to any."""
-    if not expected or base_digest(config) == expected:
+    """ValueError if the checkpoint belongs to other weights than those of model.path, or to weights that were rounded in another way; an
+    empty digest belongs to any weights."""
+    digest = expected.removeprefix(ROUNDED)
+    before = "off" if digest == expected else "nf4"
+    if config.lora.rank and before != config.lora.quantize_base:
+        raise ValueError(
+            f"model.lora.quantize_base={config.lora.quantize_base}: {checkpoint} was learned with model.lora.quantize_base={before}, and its "
+            f"adapters belong to that base. Set model.lora.quantize_base={before}."
+        )
+    if not digest or base_digest(config) == digest:
         return
     raise ValueError(
         f"model.path={config.path}: these are not the weights that {checkpoint} was learned on, and it holds only what has "

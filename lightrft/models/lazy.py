@@ -10,7 +10,7 @@ from torch import nn
 from lightrft.config import ModelConfig
 from lightrft.models.describe import convert, shaped
 from lightrft.models.load import prepared
-from lightrft.models.lora import plain_parameters
+from lightrft.models.lora import plain_parameters, round_base
 from lightrft.utils.imports import import_all
 
 
@@ -19,6 +19,7 @@ def empty_model(
     device: torch.device | str = "cpu",
     *,
     trainable: bool = True,
+    rounded: bool = False,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The model that `load_model` makes before its weights are read, at hardly any memory: see `empty`.
@@ -38,6 +39,8 @@ def empty_model(
     for inner in model.modules():
         for name, buffer in inner._buffers.items():
             inner._buffers[name] = None if buffer is None else buffer.to(device)
+    if trainable or rounded:
+        round_base(model, config.lora)
     return prepared(model, config, trainable)
 
 

@@ -35,6 +35,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient (..., K) of what `linear` multiplied with a weight (N, K), from that of the product, (..., N)."""
+    flat = grad.reshape(-1, grad.shape[-1])
+    found = _product(flat, weight.t(), None) if _suits(flat, weight) else flat @ weight
+    return found.view(*grad.shape[:-1], weight.shape[1])
+
+
 class FastLinear(nn.Linear):
     """A plain linear layer that multiplies by `linear`. A class, for torch.compile shares what it makes among modules of one class, and
     not among such as have a `forward` of their own."""
@@ -77,7 +84,7 @@ class _OneDnn(torch.autograd.Function):
         flat = grad.reshape(-1, grad.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _product(flat, weight.t(), None).view(x.shape) if wants_x else None,
+            input_gradient(grad, weight) if wants_x else None,
             flat.t() @ x.reshape(-1, x.shape[-1]) if wants_weight else None,
             flat.sum(0) if wants_bias else None,
         )

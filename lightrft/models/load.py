@@ -28,7 +28,7 @@ from lightrft.models.freezing import freeze
 from lightrft.models.kernels import use_kernels
 from lightrft.models.linear import use_fast_linear
 from lightrft.models.logprobs import causal_lm
-from lightrft.models.lora import add_adapters, check_targets
+from lightrft.models.lora import add_adapters, check_targets, round_base
 from lightrft.models.media import MediaEncoder
 from lightrft.models.processor import PLAIN_TEMPLATE, Processor
 from lightrft.models.tiny import tiny_reader
@@ -96,19 +96,31 @@ def media_processor() -> Any:
 
 
 def load_model(
-    config: ModelConfig, device: torch.device | str = "cpu", *, trainable: bool = True
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    *,
+    trainable: bool = True,
+    rounded: bool = False,
 ) -> nn.Module:
-    """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable."""
+    """The model in `model.dtype` on `device`, with packed attention; adapters, frozen parts and checkpointing if trainable.
+
+    `rounded`: one that is not has the matrices of `model.lora.quantize_base` rounded too, as the trainable one does.
+    """
     import_all(config.imports)
     if trainable and config.lora.rank:
         check_targets(without_weights(config), config)  # before weights are read
     dtype = getattr(torch, config.dtype)
     model: Any = _untrained(config, dtype) if config.path.startswith(RANDOM) else _pretrained(config, dtype)
+    if trainable or rounded:
+        round_base(model, config.lora)  # before the device has to hold all of it
     return prepared(model.to(device), config, trainable)
 
 
 def prepared(model: Any, config: ModelConfig, trainable: bool) -> nn.Module:
-    """The model ready for use: fast products, fused or compiled layers, and what learning needs if it is to learn."""
+    """The model ready for use: fast products, fused or compiled layers, and what learning needs if it is to learn.
+
+    Matrices that `model.lora.quantize_base` rounds must be so already.
+    """
     model = model.eval()
     use_fast_linear(model)
     use_kernels(model, config)

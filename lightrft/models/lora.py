@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightrft.models.adapters import check_start, drop_in_learning, read_adapter
 from lightrft.models.blocks import blocks, denoises
 from lightrft.models.families import is_multimodal, part
 from lightrft.models.logprobs import causal_lm
+from lightrft.models.nf4 import Nf4Linear, need_library, round_linear
 from lightrft.utils.paths import expanded, without_home
 
 Gather = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
@@ -34,9 +36,7 @@ def add_adapters(model: Any, settings: ModelConfig) -> nn.Module:
     config = settings.lora
 
     own = exact_parts(model)
-    targets = _all_linear(model, own) if config.targets == ["all-linear"] else config.targets
-    if targets != "all-linear":
-        _check_names(model, targets)
+    targets = _targets(model, config)
     kind = None if own or denoises(model) else "CAUSAL_LM"
     adapters = peft.LoraConfig(
         r=config.rank,
@@ -52,12 +52,44 @@ def add_adapters(model: Any, settings: ModelConfig) -> nn.Module:
     adapters.base_model_name_or_path = _base(settings.path)
     adapters.revision = None if settings.revision == "main" else settings.revision
     _check_adapted(adapted)
+    _check_rounded(adapted, config)
     if config.start:
         read_adapter(adapted, config.start)
     drop_in_learning(adapted)
     for name in (*own, *_trained_whole(adapted, config.modules_to_save)):
         model.get_submodule(name).requires_grad_(True)
     return adapted
+
+
+def round_base(model: nn.Module, config: LoraConfig) -> None:
+    """Rounds the matrices that adapters are to stand beside, in place, if `model.lora.quantize_base` says so; before the adapters come."""
+    if config.quantize_base == "off":
+        return
+    targets, head = _targets(model, config), _head(model)
+    for name, layer in model.named_modules():
+        meant = targets == "all-linear" or any(name == t or name.endswith(f".{t}") for t in targets)
+        if meant and isinstance(layer, nn.Linear) and layer is not head:
+            round_linear(layer)
+
+
+def _targets(model: nn.Module, config: LoraConfig) -> Any:
+    """Names of the layers to adapt, or all-linear where peft finds them. ValueError for one that no part of the model has."""
+    if config.targets == ["all-linear"]:
+        return _all_linear(model, exact_parts(model))
+    _check_names(model, config.targets)
+    return config.targets
+
+
+def _check_rounded(adapted: nn.Module, config: LoraConfig) -> None:
+    """ValueError for a layer with adapters whose matrix `round_base` does not know how to round."""
+    if config.quantize_base == "off":
+        return
+    for name, layer in causal_lm(adapted).named_modules():
+        if hasattr(layer, "get_base_layer") and not isinstance(layer.get_base_layer(), Nf4Linear):
+            raise ValueError(
+                f"model.lora.quantize_base={config.quantize_base}: '{name}' is of type {type(layer.get_base_layer()).__name__}, and only plain "
+                "linear layers can be rounded. Set model.lora.quantize_base=off, or name other model.lora.targets."
+            )
 
 
 def _base(path: str) -> str:
@@ -124,13 +156,21 @@ def _head(model: Any) -> nn.Module | None:
 
 def check_targets(model: Any, settings: ModelConfig) -> None:
     """ValueError as `add_adapters` raises it; for a model without weights, before those of the real one are read."""
+    if settings.lora.quantize_base != "off":
+        need_library()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the real model gives them again
+        round_base(model, settings.lora)
         add_adapters(model, settings)
 
 
 def check_whole(config: LoraConfig, backend: str) -> None:
     """ValueError for adapters that need whole weights, from a backend that holds them in pieces."""
+    if config.quantize_base != "off":
+        raise ValueError(
+            f"model.lora.quantize_base={config.quantize_base} with strategy.backend={backend}: this backend would cut or convert the bytes of "
+            "rounded matrices as if they were numbers. Set model.lora.quantize_base=off, or start one process without strategy.backend."
+        )
     if config.use_dora:
         raise ValueError(
             f"model.lora.use_dora with strategy.backend={backend}: a norm is of whole weights, and this backend holds pieces. Set "
@@ -190,19 +230,31 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
     """Inside, low-rank adapters are folded into the weights; afterwards the weights are the very same as before.
 
     Subtracting what was added would leave rounding behind, so the original tensors are kept and put back: this takes
-    memory for one more copy of the adapted weights while it lasts.
+    memory for one more copy of the adapted weights while it lasts. Matrices that rest in 4 bits are plain ones inside.
     """
-    layers = _lora_layers(model)
-    originals = [layer.get_base_layer().weight.data for layer in layers]
-    for layer in layers:
-        layer.merge(safe_merge=True)
+    undo = [_merge(layer) for layer in _lora_layers(model)]
     try:
         yield
     finally:
-        for layer, original in zip(layers, originals, strict=True):
-            layer.get_base_layer().weight.data = original
-            layer.merged_adapters.clear()
-            layer._caches.clear()  # norms of DoRA, kept by peft for an unmerging that does not come
+        for back in undo:
+            back()
+
+
+def _merge(layer: Any) -> Callable[[], None]:
+    """Folds a layer's adapters into its weight; what is returned puts the original back."""
+    base = layer.get_base_layer()
+    if isinstance(base, Nf4Linear):
+        unfold = base.unpack()
+    else:
+        unfold = partial(setattr, base.weight, "data", base.weight.data)
+    layer.merge(safe_merge=True)
+
+    def back() -> None:
+        unfold()
+        layer.merged_adapters.clear()
+        layer._caches.clear()  # norms of DoRA, kept by peft for an unmerging that does not come
+
+    return back
 
 
 def exact_parts(model: nn.Module) -> tuple[str, ...]:
@@ -217,13 +269,27 @@ def is_adapted(model: nn.Module) -> bool:
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights under the names of the plain transformers model, adapters left out."""
-    state = causal_lm(model).state_dict()
-    return {plain_name(k): v for k, v in state.items() if ".lora_" not in k}
+    return dict(plain_weights(model))
+
+
+def plain_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of `plain_state`, one at a time: of a matrix that rests in 4 bits a copy as it is computed with."""
+    inner = causal_lm(model)
+    rounded = {f"{name}.packed": m for name, m in inner.named_modules() if isinstance(m, Nf4Linear)}
+    for key, tensor in inner.state_dict().items():
+        if ".lora_" not in key:
+            yield plain_name(key), rounded[key].weight if key in rounded else tensor
+
+
+def plain_names(model: nn.Module) -> frozenset[str]:
+    """The names in `plain_state`."""
+    return frozenset(plain_name(key) for key in causal_lm(model).state_dict() if ".lora_" not in key)
 
 
 def plain_name(name: str) -> str:
-    """What the plain transformers model calls a weight that has adapters beside it; itself without."""
-    return name.replace(".base_layer.", ".")
+    """What the plain transformers model calls a weight that has adapters beside it or rests in 4 bits; itself without."""
+    name = name.replace(".base_layer.", ".")
+    return f"{name.removesuffix('.packed')}.weight" if name.endswith(".packed") else name
 
 
 def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -243,11 +309,20 @@ def full_weights(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterat
             kept = torch.promote_types(dtype, torch.float32) if name.startswith(exact) else dtype
             yield name, gather(parameter, kept)
         else:
-            yield name, _adapted(gather(parameter, torch.float32), layer, gather).to(dtype)
+            yield name, _adapted(_base_weight(parameter, layer, gather), layer, gather).to(dtype)
     for name, buffer in causal_lm(model).named_buffers():
         owner, _, own = name.rpartition(".")
         if own not in causal_lm(model).get_submodule(owner)._non_persistent_buffers_set:
             yield plain_name(name), buffer
+
+
+def _base_weight(parameter: nn.Parameter, layer: Any, gather: Gather) -> torch.Tensor:
+    """The whole weight beside a layer's adapters in float32; one that is still to come is rounded as the layer would be."""
+    base = layer.get_base_layer()
+    if not isinstance(base, Nf4Linear):
+        return gather(parameter, torch.float32)
+    found = base.rounded(gather(parameter, torch.float32)) if base.is_empty else base.weight
+    return found.float()
 
 
 def _lora_layers(model: nn.Module) -> list[Any]:
@@ -261,9 +336,8 @@ def _lora_layers(model: nn.Module) -> list[Any]:
 
 def _adapted_layers(model: nn.Module) -> dict[nn.Parameter, Any]:
     """Weight -> the layer that adapts it."""
-    layers = _lora_layers(model)
-    weights: list[Any] = [layer.get_base_layer().weight for layer in layers]
-    return dict(zip(weights, layers, strict=True))
+    bases = [(layer.get_base_layer(), layer) for layer in _lora_layers(model)]
+    return {base.packed if isinstance(base, Nf4Linear) else base.weight: layer for base, layer in bases}
 
 
 def _adapted(weight: torch.Tensor, layer: Any, gather: Gather) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from lightrft.models.blocks import blocks
 from lightrft.models.classifiers import HEAD
 from lightrft.models.logprobs import causal_lm, text_config
+from lightrft.models.nf4 import rounded_sizes
 from lightrft.models.values import ValueModel
 
 
@@ -49,7 +50,8 @@ def operations_of(module: nn.Module) -> Operations | None:
         return None
     config = text_config(module)
     met = list(_products(module, config))
-    total = sum(share * _size(weight) for weight, share in met)
+    rounded = rounded_sizes(module)
+    total = sum(share * rounded.get(weight, _size(weight)) for weight, share in met)
     learned = sum(share * _size(weight) for weight, share in met if weight.requires_grad)
     return Operations(total, head_size(module), attention_size(module), learned / total if total else 1.0)
 
@@ -77,9 +79,10 @@ def size_per_head(config: Any) -> int:
 def _products(module: nn.Module, config: Any) -> Iterator[tuple[nn.Parameter, float]]:
     """The matrices of the blocks, each with the share of tokens that meets it."""
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    rounded = rounded_sizes(module)
     for block in blocks(module):
         for name, parameter in block.named_parameters():
-            if len(getattr(parameter, "ds_shape", parameter.shape)) > 1:
+            if parameter in rounded or len(getattr(parameter, "ds_shape", parameter.shape)) > 1:
                 of_expert = experts and ".experts." in f".{name}."
                 yield parameter, config.num_experts_per_tok / experts if of_expert else 1.0
 

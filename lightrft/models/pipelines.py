@@ -331,5 +331,11 @@ class FlowSource(Source):
 
     def check_adapters(self) -> None:
         """ValueError for targets of model.lora.targets that the transformer lacks. Reads no weights."""
-        if self.config.lora.rank:
+        lora = self.config.lora
+        if lora.quantize_base != "off":
+            raise ValueError(
+                f"model.lora.quantize_base={lora.quantize_base} with model.path={self.config.path}, a diffusion pipeline: only language models "
+                "are rounded. Set model.lora.quantize_base=off."
+            )
+        if lora.rank:
             check_targets(replace(self, learns=False).empty(), self.config)

@@ -16,7 +16,7 @@ from lightrft.models.describe import RANDOM, is_tiny, stored_shape, without_weig
 from lightrft.models.lazy import empty_model, spread
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm
-from lightrft.models.lora import check_targets, plain_parameters
+from lightrft.models.lora import check_targets, plain_parameters, round_base
 from lightrft.models.reward import set_head, trained
 from lightrft.models.source import Source
 from lightrft.models.tiny import tiny_config
@@ -52,7 +52,7 @@ class RewardSource(Source):
             self._named(model.config)
         else:
             model = self._headed(load_model(self._bare(), device, trainable=False))
-        return prepared(model.requires_grad_(True), self.config, self.learns)
+        return self._prepared(model)
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """Module before its weights are read; a new head is real."""
@@ -60,7 +60,7 @@ class RewardSource(Source):
         if self.has_head:
             head = model.get_submodule(HEAD)
             head.weight = nn.Parameter(spread(head.weight.dtype, head.weight.shape, device))
-        return prepared(model.requires_grad_(True), self.config, self.learns)
+        return self._prepared(model)
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """What an empty module is to be given, under its names in a checkpoint."""
@@ -73,6 +73,12 @@ class RewardSource(Source):
             return super().whole()
         plain = trained(self.config, f"model.path={self.config.path}")
         return {name: parameter.detach() for name, parameter in plain_parameters(plain).items()}
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        model.requires_grad_(True)
+        if self.learns:
+            round_base(model, self.config.lora)
+        return prepared(model, self.config, self.learns)
 
     def _bare(self) -> ModelConfig:
         return replace(self.config, lora=LoraConfig(), gradient_checkpointing=False, checkpoint_every=1)

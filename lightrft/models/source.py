@@ -21,6 +21,8 @@ class Source:
 
     config: ModelConfig
     learns: bool = True
+    rounded: bool = False
+    """Whether one that does not learn has matrices rounded as `model.lora.quantize_base` says, as one that learns always does."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -30,11 +32,11 @@ class Source:
 
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
         """The model with all its weights."""
-        return load_model(self.config, device, trainable=self.learns)
+        return load_model(self.config, device, trainable=self.learns, rounded=self.rounded)
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """Module before its weights are read (models/lazy.py: empty); what is not in a checkpoint is real."""
-        return empty_model(self.config, device, trainable=self.learns, dtype=dtype)
+        return empty_model(self.config, device, trainable=self.learns, rounded=self.rounded, dtype=dtype)
 
     def missing(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """What a empty module is to be given, under its names in a checkpoint; tied parameters once."""

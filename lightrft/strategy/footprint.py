@@ -25,6 +25,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of all of them as they rest: `width` each, but for matrices that are rounded to 4 bits (model.lora.quantize_base)."""
+        ...
+
+    @property
     def learned(self) -> int:
         """Weights that learn: all, or adapters."""
         ...

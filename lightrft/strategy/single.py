@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import OptimizerConfig, StrategyConfig
-from lightrft.models.lora import is_adapted, merged_adapters, plain_state
+from lightrft.models.lora import is_adapted, merged_adapters, plain_weights
 from lightrft.models.source import Source
 from lightrft.strategy.base import Saved, Trainable
 from lightrft.strategy.ema import follow
@@ -46,7 +46,7 @@ class Single:
         learned = sizes.learned if learns else 0
         masters = EXACT * learned if sizes.width < EXACT else 0
         state = sizes.optimizer_state if learns else 0
-        return Footprint(sizes.width * sizes.weights, state + masters, EXACT * learned)
+        return Footprint(sizes.weight_bytes, state + masters, EXACT * learned)
 
     def _moves(self) -> bool:
         return self.config.offload and self.device.type != "cpu"
@@ -126,7 +126,7 @@ class SingleTrainable:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names."""
-        yield from plain_state(self.module).items()
+        yield from plain_weights(self.module)
 
     def adapters_merged(self) -> AbstractContextManager[None]:
         """Inside, adapters are folded into the weights."""

@@ -191,6 +191,11 @@ class Numbers:
     optimizer_state: int
     width: int = EXACT
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.width * self.weights
+
     @classmethod
     def of(cls, module: nn.Module) -> Numbers:
         """The sizes of a module; its blocks are the members of its longest list of modules."""

@@ -14,7 +14,7 @@ import yaml
 from lightrft.build.process import dated
 from lightrft.build.rl import build_run
 from lightrft.commands.export import export, writable
-from lightrft.config import ModelConfig
+from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.base import base_digest, check_base, needed_base
 from lightrft.models.load import load_processor
 from lightrft.models.processor import on_day
@@ -108,6 +108,18 @@ def test_a_run_that_needs_nothing_of_its_first_weights_may_go_on_upon_others(tmp
     assert needed_base(ModelConfig(path=folder)) == ""
     assert needed_base(ModelConfig(path=folder, freeze=["embed"])) == base_digest(ModelConfig(path=folder))
     check_base(ModelConfig(path=folder), "", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["random:llama", "m"])
+def test_adapters_go_on_upon_a_base_that_is_rounded_as_it_was_alone(tmp_path, path):
+    place = path if path != "m" else str(tiny_folder(tmp_path / "m", "llama"))
+    ways = {q: ModelConfig(path=place, lora=LoraConfig(rank=2, quantize_base=q)) for q in ("off", "nf4")}
+    for before, after in (("off", "nf4"), ("nf4", "off")):
+        check_base(ways[before], needed_base(ways[before]), tmp_path)
+        with pytest.raises(
+            ValueError, match=f"quantize_base={after}: .* Set model.lora.quantize_base={before}"
+        ):
+            check_base(ways[after], needed_base(ways[before]), tmp_path)
 
 
 def test_what_a_resume_has_checked_is_not_read_again(tmp_path):

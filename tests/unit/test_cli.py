@@ -137,7 +137,7 @@ def test_config_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_pa
         (["train", "tiny", "--lr=1"], "no option --lr. In LightRFT this is --optimizer.learning-rate."),
         (
             ["train", "tiny", "--load_in_4bit", "true"],
-            "QLoRA (adapters on weights of 4 or 8 bits) is not offered",
+            "In LightRFT this is --model.lora.quantize-base.",
         ),
         (["train", "tiny", "--report_to", "wandb"], "In LightRFT this is --log.to."),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, pairwise
 from statistics import median
@@ -25,6 +25,7 @@ from lightrft.commands.plan import models_of
 from lightrft.commands.plan.memory import SHOWN, Item, Lengths, Models, engine_of, items, passes, sums
 from lightrft.config import Config
 from lightrft.models.describe import without_weights
+from lightrft.models.nf4 import numbers, whole_bytes
 from lightrft.models.supports import repeated
 from lightrft.models.values import critic_size
 from lightrft.runs.folder import check_new
@@ -246,7 +247,7 @@ def estimate_time(
     passes += (
         again
         * teacher_parameters(config, algorithm)
-        / sum(p.numel() for p in policy.actor.module.parameters())
+        / sum(count for *_, count in numbers(policy.actor.module))
     )
     columns = ["about", "rollout", "score", "train", "a step", "an evaluation", "the run"]
     if algorithm.needs_optimal_values:
@@ -332,11 +333,6 @@ def teacher_parameters(config: Config, algorithm: Algorithm) -> int:
     return sum(p.numel() for p in without_weights(teacher_model(config)).parameters())
 
 
-def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes that the elements of these tensors take."""
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
 def judge_memory(
     section: Section, *, needed: int, available: int, place: str, limit: str = OWN_LIMIT
 ) -> None:
@@ -358,7 +354,7 @@ def disk(section: Section, config: Config, parts: Parts, policy: Policy) -> None
     module = policy.actor.module
     learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
     learned += critic_size(critic_source(config).config) if parts.algorithm.needs_critic else 0
-    model = nbytes(module.parameters()) + policy.kind.beside
+    model = whole_bytes(module) + policy.kind.beside
     moved = 0
     if config.algorithm.reference_update_steps:  # the reference, in float32 where it follows slowly
         exact = config.algorithm.reference_update_rate < 1

@@ -22,6 +22,7 @@ from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable
 from lightrft.models.kinds import PolicyKind
+from lightrft.models.nf4 import numbers
 from lightrft.parallel.world import World
 from lightrft.rewards.asked import TEXT
 from lightrft.rewards.table import JUDGE
@@ -64,9 +65,9 @@ def samples(section: Section, config: Config, parts: Parts, questions: Questions
     started = time.perf_counter()
     actor = parts.strategy.trainable(questions.kind.source(), config.optimizer, 1)
     engine = parts.make_engine(actor.module, questions.processor, config.rollout)
-    numbers = sum(p.numel() for p in actor.module.parameters())
+    count = sum(size for *_, size in numbers(actor.module))
     section.fact(
-        "model", f"{numbers / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
+        "model", f"{count / 1e6:,.1f} million weights, loaded in {time.perf_counter() - started:.1f} s"
     )
     if told := beyond_context_of_rollout(config, questions.longest):
         section.warn(told)

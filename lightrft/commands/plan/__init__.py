@@ -186,7 +186,7 @@ def models_of(config: Config, algorithm: Algorithm) -> Models:
         Shape(critic_source(config), optimizer=config.critic.optimizer) if algorithm.needs_critic else None
     )
     apart = algorithm.needs_reference and not starts_as_base(config.model.lora)
-    reference = Shape(Source(config.model, learns=False)) if apart else None
+    reference = Shape(Source(config.model, learns=False, rounded=True)) if apart else None
     teacher = Shape(Source(teacher_model(config), learns=False)) if algorithm.needs_teacher else None
     judging, scoring = judging_models(config)
     judge = None if judging is None else Shape(Source(judging, learns=False))

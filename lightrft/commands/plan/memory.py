@@ -189,14 +189,16 @@ def activations(config: Config | OfflineConfig, shape: Shape, tokens: int) -> in
     recomputed = shape.working if config.model.gradient_checkpointing else 0.0
     states = 3 * EXACT * shape.hidden  # in float32 for the head: states, their gradient, and a block's
     chunk = _logit(config) * min(_chunk(config), own * shape.operations.head // shape.hidden)
-    return int(own * (shape.kept + recomputed + states)) + chunk + _supports(config, tokens)
+    fixed = chunk + shape.made_whole + _supports(config, tokens)
+    return int(own * (shape.kept + recomputed + states)) + fixed
 
 
 def scoring(config: Config | OfflineConfig, shape: Shape, tokens: int) -> int:
     """Bytes that a pass without gradients takes: one block at work and the logits of a chunk."""
     own = -(-tokens // config.strategy.sequence_parallel)
     chunk = _logit(config) * min(_chunk(config), own * shape.operations.head // shape.hidden)
-    return int(own * (shape.working + EXACT * shape.hidden)) + chunk + _supports(config, tokens)
+    fixed = chunk + shape.made_whole + _supports(config, tokens)
+    return int(own * (shape.working + EXACT * shape.hidden)) + fixed
 
 
 def _logit(config: Config | OfflineConfig) -> int:

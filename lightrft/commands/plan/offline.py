@@ -194,7 +194,7 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt_tokens: int, response
     tokens = max(
         config.update.tokens_per_micro_batch, _largest(config, prompt_tokens, response_tokens, together)
     )
-    reference = Shape(Source(config.model, learns=False)) if apart else None
+    reference = Shape(Source(config.model, learns=False, rounded=True)) if apart else None
     model = Shape(source, optimizer=config.optimizer)
     return OfflinePlan(config, hardware, model, reference, tokens, prompt_tokens)
 

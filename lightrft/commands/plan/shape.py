@@ -13,6 +13,7 @@ from lightrft.config import OptimizerConfig
 from lightrft.models.blocks import blocks
 from lightrft.models.linear import is_plain
 from lightrft.models.logprobs import backbone, text_config
+from lightrft.models.nf4 import numbers, rounded_sizes
 from lightrft.models.operations import Operations, operations_of, size_per_head
 from lightrft.models.source import Source
 from lightrft.strategy.optimizers import is_unknown, state_bytes
@@ -42,7 +43,18 @@ class Shape:
     @cached_property
     def weights(self) -> int:
         """All of them; tied ones count once."""
-        return sum(p.numel() for p in self.module.parameters())
+        return _size(self.module)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of all of them as they rest: `width` each, but for matrices that are rounded to 4 bits."""
+        rounded = rounded_sizes(self.module)
+        return self.width * (self.weights - sum(rounded.values())) + sum(p.nbytes for p in rounded)
+
+    @cached_property
+    def made_whole(self) -> int:
+        """Bytes of the largest rounded matrix while a layer computes with it; 0 of a model without any."""
+        return self.width * max(rounded_sizes(self.module).values(), default=0)
 
     @cached_property
     def learned(self) -> int:
@@ -63,12 +75,12 @@ class Shape:
     @cached_property
     def plain(self) -> int:
         """Weights of the model without adapters: what an engine is given."""
-        return sum(p.numel() for name, p in self.module.named_parameters() if ".lora_" not in name)
+        return sum(count for name, _, count in numbers(self.module) if ".lora_" not in name)
 
     @cached_property
     def body(self) -> int:
         """Weights without the output head."""
-        return sum(p.numel() for p in backbone(self.module).parameters())
+        return _size(backbone(self.module))
 
     @property
     def blocks(self) -> int:
@@ -78,18 +90,18 @@ class Shape:
     @cached_property
     def inside(self) -> int:
         """Weights in the blocks; the others are embeddings, head, the last norm, and towers of media."""
-        return sum(p.numel() for block in blocks(self.module) for p in block.parameters())
+        return sum(map(_size, blocks(self.module)))
 
     @cached_property
     def largest_block(self) -> int:
         """Weights of the largest block."""
-        return max(sum(p.numel() for p in block.parameters()) for block in blocks(self.module))
+        return max(map(_size, blocks(self.module)))
 
     @cached_property
     def linears(self) -> int:
         """Weights of the linear layers, of which the native engine on a CPU makes a copy in another layout."""
-        found = {m.weight for m in self.module.modules() if is_plain(m)}
-        return sum(weight.numel() for weight in found)
+        plain = {m.weight for m in self.module.modules() if is_plain(m)}
+        return sum(weight.numel() for weight in plain) + sum(rounded_sizes(self.module).values())
 
     @cached_property
     def operations(self) -> Operations:
@@ -121,6 +133,10 @@ class Shape:
         """Bytes that one token takes in one block while it is computed."""
         plain = replace(self.source.config, gradient_checkpointing=False, checkpoint_every=1)
         return Shape(replace(self.source, config=plain)).kept / self.blocks
+
+
+def _size(module: nn.Module) -> int:
+    return sum(count for _, _, count in numbers(module))
 
 
 def kept_bytes(module: nn.Module, tokens: int) -> int:

@@ -170,6 +170,10 @@ class Numbers:
     largest_block: int = 50
     optimizer_state: int = 8 * 120
 
+    @property
+    def weight_bytes(self):
+        return self.width * self.weights
+
 
 def test_bytes_sent_in_an_update():
     """3 micro-batches, 4 devices: three quarters of each tensor are others'."""

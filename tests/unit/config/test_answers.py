@@ -33,6 +33,7 @@ def test_every_answer_is_an_option_and_no_name_that_is_answered_is():
         ("--train.async_enable", "In LightRFT this is --rollout.max-staleness."),
         ("--reward_model.overlong_buffer.len", "In LightRFT this is --algorithm.overlong-buffer."),
         ("--num_train_epochs", "In LightRFT this is --steps."),
+        ("--model_config.load_in_4bit", "In LightRFT this is --model.lora.quantize-base."),
         ("--zzzzzzzz", ""),
     ],
 )

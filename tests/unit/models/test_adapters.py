@@ -189,6 +189,14 @@ def test_settings_that_do_not_go_together_are_refused_by_name():
         LoraConfig(rank=2, dropout=1.0)
     with pytest.raises(ValueError, match="strategy.backend=fsdp: a norm is of whole weights"):
         check_whole(LoraConfig(rank=2, use_dora=True), "fsdp")
+    with pytest.raises(
+        ValueError, match="quantize_base=nf4 with strategy.backend=zero1: .* Set model.lora.quantize_base=off"
+    ):
+        check_whole(LoraConfig(rank=2, quantize_base="nf4"), "zero1")
+    with pytest.raises(ValueError, match="model.lora.quantize_base=nf4 has no effect"):
+        LoraConfig(quantize_base="nf4")
+    with pytest.raises(ValueError, match="model.lora.quantize_base=nf4 with model.compile=true"):
+        ModelConfig(path="random:llama", compile=True, lora=LoraConfig(rank=2, quantize_base="nf4"))
     with pytest.raises(ValueError, match="model.lora.dropout=0.1 with lightrft train"):
         Config(model=ModelConfig(path="random:llama", lora=LoraConfig(rank=2, dropout=0.1)))
 
