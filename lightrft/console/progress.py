@@ -19,11 +19,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lightrft.console.samples import side_by_side
 from lightrft.runs.curves import HELD_OUT_LOSSES, where_drawn
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.amounts import clock
 from lightrft.utils.intervals import wilson
-from lightrft.utils.shown import shown
 
 if TYPE_CHECKING:
     from lightrft.config import RunConfig
@@ -269,14 +269,13 @@ def report(
 
     `summary` is RUN/summary.json: "seconds", "steps", and "evaluation" with "before", "after" (fractions), "questions",
     and, if known, "before_interval" and "after_interval" ([low, high]). `samples` holds one prompt each, with
-    "question", "before" and "after" (responses), "before_reward" and "after_reward".
+    "question", "target", "before" and "after" (responses), "before_reward" and "after_reward".
     """
     console = console or Console()
     console.print()
     console.rule("[bold]done", style="dim")
     console.print(_scores(summary))
-    for sample in samples[:2]:
-        console.print(_side_by_side(sample))
+    console.print(side_by_side(samples))
     console.print(_next_commands(run), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
@@ -356,31 +355,6 @@ def interval(evaluation: Mapping[str, Any], name: str) -> tuple[float, float]:
         return low, high
     questions = evaluation.get("questions")
     return wilson(evaluation[name], questions) if questions else (evaluation[name], evaluation[name])
-
-
-def _side_by_side(sample: Mapping[str, Any]) -> RenderableType:
-    table = Table(
-        title=Text(shown(sample["question"]).strip()),
-        title_style="italic",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.expand = True
-    for name in ("before", "after"):
-        reward = sample.get(f"{name}_reward")
-        table.add_column(
-            Text(name if reward is None else f"{name}  (reward {reward:g})"), ratio=1, overflow="fold"
-        )
-    table.add_row(Text(shown(shorten(sample["before"]))), Text(shown(shorten(sample["after"]))))
-    return table
-
-
-def shorten(text: str, most: int = 600) -> str:
-    """The text, or its beginning and end with a note of how much is left out."""
-    text = text.strip()
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\n[... {len(text) - most} characters ...]\n{text[-most // 2 :]}"
 
 
 def _files(run: Path) -> str:
