@@ -325,7 +325,7 @@ def _report(
     for line in (f"{summary['steps']} steps in {clock(summary['seconds'])}", *lines):
         console.print(line, highlight=False, markup=False, emoji=False)
     again = f"  lightrft {command} {RunFolder(run).config} --seed 1    the same run with another seed\n"
-    after = f"{_files(run)}{then}{again}  tensorboard --logdir {run.parent}"
+    after = f"{_files(run)}{then}{again}{_tensorboard(run)}"
     console.print(f"\n{after}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
@@ -364,11 +364,16 @@ def _files(run: Path) -> str:
     )
 
 
+def _tensorboard(run: Path) -> str:
+    """How to look at its events, where it wrote any."""
+    return f"  tensorboard --logdir {run.parent}" if RunFolder(run).tensorboard.is_dir() else ""
+
+
 def _next_commands(run: Path) -> str:
     return (
         f"{_files(run)}"
         f"  lightrft view {run} --step -1 --best 3        read the last responses, token by token\n"
         f"  lightrft evaluate TASK {RunFolder(run).config} --model {RunFolder(run).model}   score it on another task\n"
         f"  lightrft train {RunFolder(run).config} --seed 1    the same run with another seed\n"
-        f"  tensorboard --logdir {run.parent}"
+        f"{_tensorboard(run)}"
     )

@@ -212,6 +212,10 @@ def test_a_run_without_evaluation_has_a_report_too(tmp_path: Path) -> None:
     out = io.StringIO()
     report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
     assert "4 steps in 0:05" in out.getvalue()
+    assert "tensorboard" not in out.getvalue(), "it wrote no events"
+    (tmp_path / "tensorboard").mkdir()
+    report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
+    assert f"tensorboard --logdir {tmp_path.parent}" in out.getvalue()
 
 
 def test_curves_are_drawn_from_the_log_alone(tmp_path: Path) -> None:
