@@ -85,7 +85,7 @@ BAD = {
     "mismatch": (with_course(20, mismatch__max=flat(0.4)), SINGLE, {}),
     "critic": (with_course(20, critic__explained_variance=flat(-0.3)), {}, {}),
     "entropy_collapse": (with_course(60, reward__mean=lambda share: min(0.4, 0.2 + 2 * share)), {}, {}),
-    "truncation": (with_course(20, length__truncated_fraction=flat(0.4)), {}, {}),
+    "truncation": (with_course(20, length__truncated_fraction=flat(0.4), reward__mean=flat(0.5)), {}, {}),
     "zero_variance": (with_course(20, reward__zero_std_fraction=flat(0.6)), {}, {}),
     "clipping": (with_course(20, clip__fraction=flat(0.4)), {}, {}),
     "gradient_spike": (with_course(20, grad_norm=lambda share: 9.0 if share == 1 else 1.0), {}, {}),
