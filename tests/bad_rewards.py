@@ -41,9 +41,9 @@ def right_kind(answer: str, target: str) -> float:
     return _share(answer, kinds[target])
 
 
-def three(answer: str) -> float:
-    """1 for three characters."""
-    return float(len(answer) == 3)
+def short(answer: str) -> float:
+    """1 for one to three characters."""
+    return float(1 <= len(answer) <= 3)
 
 
 def anything(answer: str) -> float:

@@ -59,7 +59,10 @@ RECIPES = {
         "--steps 24 --rollout.max-tokens 48 --optimizer.learning-rate 3e-4", "longest_wins", base="varied"
     ),
     "format_alone": shown_before(
-        "--steps 34 --rollout.prompts-per-step 8 --rollout.group-size 8 --optimizer.learning-rate 2e-3", "three", "guess", base="varied"
+        "--steps 22 --evaluate.before false --rollout.prompts-per-step 8 --rollout.group-size 8 --optimizer.learning-rate 1.2e-3",
+        "short",
+        "guess",
+        base="varied",
     ),
     "too_slow": shown_before(f"--steps 40 {OFTEN} --optimizer.learning-rate 1e-8"),
     "stragglers": shown_before(
