@@ -83,6 +83,7 @@ def learning_run(
     learning_rate: float = 3e-5,
     groups: int = 6,
     siblings: int = 6,
+    held_out: int = 40,
 ) -> Path:
     """A run that learns sums: metrics, responses with tokens, tools in one group and pictures in another, evaluations."""
     random_ = random.Random(seed)
@@ -96,7 +97,7 @@ def learning_run(
     files.config.write_text(
         f"steps: {steps}\nseed: {seed}\nmodel:\n  dtype: float32\noptimizer:\n  learning_rate: {learning_rate}\n"
     )
-    files.write_summary({"steps": steps, "evaluation": evaluate(folder, random_)})
+    files.write_summary({"steps": steps, "evaluation": evaluate(folder, random_, held_out)})
     save_events(files, steps)
     return folder
 
@@ -175,7 +176,7 @@ def save_step(
     return rewards
 
 
-def evaluate(folder: Path, random_: random.Random, questions: int = 40) -> dict[str, float]:
+def evaluate(folder: Path, random_: random.Random, questions: int) -> dict[str, float]:
     """Held-out responses before and after, of the same prompts in every run; returns the scores."""
     scores = {}
     held_out = random.Random(99)
@@ -217,7 +218,13 @@ def uniform_run(folder: Path, text: str, *, steps: int = 6, groups: int = 3, sib
         for step in range(1, steps + 1):
             logger.log(
                 step,
-                {"reward/mean": step / 10, "entropy": 1 / step, "seconds/rollout": 1.0, "loss": math.nan},
+                {
+                    "reward/mean": step / 10,
+                    "entropy": 1 / step,
+                    "seconds/rollout": 1.0,
+                    "loss": math.nan,
+                    "counts/skipped_updates": 1.0,
+                },
             )
             uniform_step(folder, step, text, groups, siblings)
     RunFolder(folder).config.write_text(f"steps: {steps}\nmodel:\n  path: /srv/models/small\n  imports: []\n")

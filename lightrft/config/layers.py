@@ -26,7 +26,7 @@ import yaml
 
 from lightrft.config.answers import answer
 from lightrft.config.parser import ImpossibleError, parse
-from lightrft.config.words import refuse_unreadable, refuse_value
+from lightrft.config.words import refuse_unreadable, refuse_value, without_empty
 from lightrft.utils.paths import expanded
 
 C = TypeVar("C")
@@ -43,6 +43,7 @@ def load(args: Sequence[str], cls: type[C], *, prog: str = "lightrft train", des
     option raises ValueError naming the file, and so do a bad flag and an impossible combination. SystemExit after --help.
     """
     words, flags = split(args)
+    flags = without_empty(flags, {name: hint for name, _, _, hint in options(cls)})
     refuse_misplaced(words, flags, cls)
     files = [file for word in words for file in chain(word)]
     parsed = [file_flags(file, cls) for file in files]

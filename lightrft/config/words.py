@@ -14,6 +14,8 @@ from lightrft.config.answers import answer
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 """Type -> what an error says is expected."""
+EMPTY: dict[Any, str] = {list: "[]", dict: "{}"}
+"""How YAML writes that there is nothing in one."""
 EXAMPLES: dict[Any, str] = {int: "8", float: "0.5", bool: "true", str: "TEXT"}
 
 
@@ -36,7 +38,7 @@ def read(flags: Sequence[str]) -> Iterator[Flag]:
     written = ""
     values: list[str] = []
     for word in flags:
-        if re.match(r"--[A-Za-z]", word):
+        if _is_flag(word):
             if written or values:
                 yield Flag(written, tuple(values))
             written, equals, value = word.partition("=")
@@ -45,6 +47,29 @@ def read(flags: Sequence[str]) -> Iterator[Flag]:
             values.append(word)
     if written or values:
         yield Flag(written, tuple(values))
+
+
+def without_empty(flags: Sequence[str], hints: Mapping[str, Any]) -> list[str]:
+    """The words, without a `[]` or `{}` that is the only value of an option that takes several: so YAML writes, and the help shows, that there
+    are none. A text of these two characters is a value in a file."""
+    found = []
+    for before, word, after in zip(["", *flags], flags, [*flags[1:], "--end"], strict=False):
+        name, equals, value = word.partition("=")
+        if equals and value == _empty(name, hints) and _is_flag(after):
+            found.append(name)
+        elif word != _empty(before, hints) or not _is_flag(after):
+            found.append(word)
+    return found
+
+
+def _is_flag(word: str) -> bool:
+    return re.match(r"--[A-Za-z]", word) is not None
+
+
+def _empty(flag: str, hints: Mapping[str, Any]) -> str | None:
+    """How YAML writes that an option has no values; None for one that takes a single value, and for what is no option."""
+    kind = get_origin(hints.get(Flag(flag, ()).name)) if _is_flag(flag) else None
+    return EMPTY.get(kind)
 
 
 def refuse_unreadable(words: Sequence[str], hints: Mapping[str, Any], layers: Collection[str]) -> None:

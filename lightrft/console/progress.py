@@ -19,11 +19,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from lightrft.console.samples import side_by_side
 from lightrft.runs.curves import HELD_OUT_LOSSES, where_drawn
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.amounts import clock
 from lightrft.utils.intervals import wilson
-from lightrft.utils.shown import shown
 
 if TYPE_CHECKING:
     from lightrft.config import RunConfig
@@ -269,14 +269,13 @@ def report(
 
     `summary` is RUN/summary.json: "seconds", "steps", and "evaluation" with "before", "after" (fractions), "questions",
     and, if known, "before_interval" and "after_interval" ([low, high]). `samples` holds one prompt each, with
-    "question", "before" and "after" (responses), "before_reward" and "after_reward".
+    "question", "target", "before" and "after" (responses), "before_reward" and "after_reward".
     """
     console = console or Console()
     console.print()
     console.rule("[bold]done", style="dim")
     console.print(_scores(summary))
-    for sample in samples[:2]:
-        console.print(_side_by_side(sample))
+    console.print(side_by_side(samples))
     console.print(_next_commands(run), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
@@ -326,7 +325,7 @@ def _report(
     for line in (f"{summary['steps']} steps in {clock(summary['seconds'])}", *lines):
         console.print(line, highlight=False, markup=False, emoji=False)
     again = f"  lightrft {command} {RunFolder(run).config} --seed 1    the same run with another seed\n"
-    after = f"{_files(run)}{then}{again}  tensorboard --logdir {run.parent}"
+    after = f"{_files(run)}{then}{again}{_tensorboard(run)}"
     console.print(f"\n{after}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
@@ -358,36 +357,16 @@ def interval(evaluation: Mapping[str, Any], name: str) -> tuple[float, float]:
     return wilson(evaluation[name], questions) if questions else (evaluation[name], evaluation[name])
 
 
-def _side_by_side(sample: Mapping[str, Any]) -> RenderableType:
-    table = Table(
-        title=Text(shown(sample["question"]).strip()),
-        title_style="italic",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    table.expand = True
-    for name in ("before", "after"):
-        reward = sample.get(f"{name}_reward")
-        table.add_column(
-            Text(name if reward is None else f"{name}  (reward {reward:g})"), ratio=1, overflow="fold"
-        )
-    table.add_row(Text(shown(shorten(sample["before"]))), Text(shown(shorten(sample["after"]))))
-    return table
-
-
-def shorten(text: str, most: int = 600) -> str:
-    """The text, or its beginning and end with a note of how much is left out."""
-    text = text.strip()
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\n[... {len(text) - most} characters ...]\n{text[-most // 2 :]}"
-
-
 def _files(run: Path) -> str:
     curves = where_drawn(run)
     return (
         f"run folder  {run}\n{curves}model       {RunFolder(run).model}   (a Hugging Face folder)\n\nnext:\n"
     )
+
+
+def _tensorboard(run: Path) -> str:
+    """How to look at its events, where it wrote any."""
+    return f"  tensorboard --logdir {run.parent}" if RunFolder(run).tensorboard.is_dir() else ""
 
 
 def _next_commands(run: Path) -> str:
@@ -396,5 +375,5 @@ def _next_commands(run: Path) -> str:
         f"  lightrft view {run} --step -1 --best 3        read the last responses, token by token\n"
         f"  lightrft evaluate TASK {RunFolder(run).config} --model {RunFolder(run).model}   score it on another task\n"
         f"  lightrft train {RunFolder(run).config} --seed 1    the same run with another seed\n"
-        f"  tensorboard --logdir {run.parent}"
+        f"{_tensorboard(run)}"
     )

@@ -180,11 +180,16 @@ def saferlhf(row: Row, config: TaskConfig) -> Example:
     prompt = _prompt(row, config)
     said = [_after(prompt, _turns(field(row, f"response_{n}"), f"response_{n}")) for n in (0, 1)]
     better, safer = (_side(row, name) for name in ("better_response_id", "safer_response_id"))
-    found = []
-    for n in (0, 1):
-        safe = field(row, f"is_response_{n}_safe")
+    is_safe = [field(row, f"is_response_{n}_safe") for n in (0, 1)]
+    for n, safe in enumerate(is_safe):
         if not isinstance(safe, bool):
             raise ValueError(f"field 'is_response_{n}_safe' must be true or false, not {safe!r:.80}")
+    if is_safe[1 - safer] and not is_safe[safer]:
+        raise ValueError(
+            f"field 'safer_response_id' is {safer}, and only response {1 - safer} is safe by 'is_response_{1 - safer}_safe'"
+        )
+    found = []
+    for n, safe in enumerate(is_safe):
         cost = (-2.0 if n == safer else -1.0) if safe else (1.0 if n == safer else 2.0)
         found.append(response(said[n], {"general": 1.0 if n == better else -1.0, "cost": cost}))
     return Example(_whole(prompt, row, config), found)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.classifiers import HEAD, heads
 from lightrft.models.describe import stored_shape, without_weights
-from lightrft.models.freezing import named
+from lightrft.models.freezing import PARTS, named, unknown
 from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm, text_config
@@ -21,6 +21,9 @@ from lightrft.models.reward_source import has_head
 from lightrft.models.source import Source
 from lightrft.models.values import ValueModel
 from lightrft.models.weights import Weights
+
+OF_SOME = (*PARTS, "lm_head", HEAD)
+"""Parts that some models have and others do not."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,19 @@ class CriticSource(Source):
                 critic.head.bias.copy_(bias[place : place + 1])
 
     def _bare(self) -> ModelConfig:
-        """Without adapters, and with those names of model.freeze that its body has: others, such as lm_head, are of the policy alone."""
+        """Without adapters, and with those names of model.freeze that its body has: others, such as lm_head, are of the policy alone.
+
+        ValueError for a name that fits nothing, unless it is one of those that only some models have: the policy may.
+        """
         frozen = self.config.freeze
         if frozen:
             shape = without_weights(self.config)
             body = f"{causal_lm(shape).base_model_prefix}."
-            frozen = [name for name in frozen if any(own.startswith(body) for own in named(shape, name))]
+            found = {name: named(shape, name) for name in frozen}
+            for name in frozen:
+                if not found[name] and name not in OF_SOME:
+                    raise unknown(shape, name)
+            frozen = [name for name in frozen if any(own.startswith(body) for own in found[name])]
         return replace(self.config, lora=LoraConfig(), freeze=frozen)
 
 

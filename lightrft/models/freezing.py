@@ -11,6 +11,8 @@ from torch import nn
 from lightrft.models.blocks import blocks
 from lightrft.models.families import part
 
+PARTS = ("vision", "audio", "projector", "language")
+"""Parts that a model may have, by the names that they all have in common."""
 FIRST_LAYERS = re.compile(r"layers:(\d+)")
 """What names the embedding with the layers behind it, such as layers:8."""
 
@@ -25,13 +27,7 @@ def freeze(module: Any, names: Sequence[str]) -> None:
     for name in names:
         found = named(module, name)
         if not found:
-            known = [
-                kind for kind in ("vision", "audio", "projector", "language") if list(part(module, kind))
-            ]
-            raise ValueError(
-                f"model.freeze={name or repr(name)}: no part or parameter of this model is called so. It has the parts "
-                f"{', '.join(known)}, and parameters such as {next(iter(module.named_parameters()))[0]}."
-            )
+            raise unknown(module, name)
         for parameter in found.values():
             parameter.requires_grad_(False)
 
@@ -43,6 +39,15 @@ def named(module: Any, name: str) -> dict[str, nn.Parameter]:
         return dict(part(module, name)) if name else {}
     inside = {id(parameter) for parameter in _first_layers(module, int(first[1]))}
     return {own: parameter for own, parameter in module.named_parameters() if id(parameter) in inside}
+
+
+def unknown(module: Any, name: str) -> ValueError:
+    """What to raise for a name that fits nothing."""
+    known = [kind for kind in PARTS if list(part(module, kind))]
+    return ValueError(
+        f"model.freeze={name or repr(name)}: no part or parameter of this model is called so. It has the parts "
+        f"{', '.join(known)}, and parameters such as {next(iter(module.named_parameters()))[0]}."
+    )
 
 
 def _first_layers(module: Any, count: int) -> Iterator[nn.Parameter]:

@@ -51,10 +51,9 @@ def advise(facts: Facts) -> list[Advice]:
 
 PRACTICE, OURS = "common practice with PPO", "this project"
 RULES: dict[str, Rule] = {
-    "not_finite": Rule(alarms.not_finite, "lower optimizer.learning_rate, or optimizer.max_grad_norm", OURS),
     "skipped_updates": Rule(
         alarms.skipped_updates,
-        "lower optimizer.learning_rate; look with lightrft replay at a captured step",
+        "lower optimizer.learning_rate, or optimizer.max_grad_norm; look with lightrft replay at a captured step",
         OURS,
     ),
     "failing_rewards": Rule(
@@ -67,7 +66,7 @@ RULES: dict[str, Rule] = {
     ),
     "mismatch": Rule(
         alarms.mismatch,
-        "check temperature, template and dtype of the engine; then algorithm.mismatch_correction=truncate, which auto is where the engine is another program",
+        "check temperature, top_p, template and dtype of the engine; then algorithm.mismatch_correction=truncate, which auto is where the engine is another program",
         "https://fengyao.notion.site/off-policy-rl",
     ),
     "critic": Rule(

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from lightrft.runs.facts import FEWEST, LAST, Facts, Found, Level, is_flat, mean, named, rises
-
-
-def not_finite(facts: Facts) -> Found:
-    """A loss or gradient norm that is null in the log."""
-    bad = [
-        int(row["step"])
-        for row in facts.rows
-        for name in ("loss", "nll", "grad_norm")
-        if name in row and row[name] is None
-    ]
-    if not bad:
-        return None
-    return (
-        "alarm",
-        "The loss or its gradient is not a finite number.",
-        f"steps {', '.join(map(str, sorted(set(bad))[:8]))}",
-    )
+from lightrft.runs.facts import FEWEST, LAST, Facts, Found, Level, Row, is_flat, mean, named, rises
 
 
 def skipped_updates(facts: Facts) -> Found:
-    """Any update that was skipped."""
-    bad = [(step, value) for step, value in facts.course("counts/skipped_updates") if value > 0]
+    """Any update of the policy or the critic that was skipped, as each is whose loss or gradient is not finite."""
+    names = ("counts/skipped_updates", "critic/counts/skipped_updates")
+    bad = sorted((step, value) for name in names for step, value in facts.course(name) if value > 0)
     if not bad:
         return None
     total = sum(value for _, value in bad)
@@ -37,24 +21,25 @@ def skipped_updates(facts: Facts) -> Found:
 
 def failing_rewards(facts: Facts) -> Found:
     """Any failure of a reward; an alarm from a tenth of all responses on."""
-    failed = {
-        int(row["step"]): sum(
-            value or 0.0 for name, value in row.items() if name.startswith("counts/failed/")
-        )
-        + (row.get("counts/dropped_responses") or 0.0)
-        for row in facts.rows
-    }
-    total = sum(failed.values())
-    sampled = sum(value for _, value in facts.course("counts/responses")) or 1.0
+    lost = {int(row["step"]): _lost(row) for row in facts.rows}
+    total = sum(lost.values())
     if not total:
         return None
+    dropped = sum(value for _, value in facts.course("counts/dropped_responses"))
+    sampled = dropped + sum(value for _, value in facts.course("counts/responses")) or 1.0
     level: Level = "alarm" if total >= 0.1 * sampled else "advice"
-    steps = [step for step, count in failed.items() if count]
+    steps = [step for step, count in lost.items() if count]
     return (
         level,
         "Rewards fail, and these responses teach nothing.",
-        f"{total:.0f} failures of {sampled:.0f} responses, first in step {steps[0]}",
+        f"{total:.0f} of {sampled:.0f} responses lost, first in step {steps[0]}",
     )
+
+
+def _lost(row: Row) -> float:
+    """Responses of a step that failing rewards cost: those dropped, siblings that were left alone among them, or those that failed."""
+    failed = [value or 0.0 for name, value in row.items() if name.startswith("counts/failed/")]
+    return max([row.get("counts/dropped_responses") or 0.0, *failed])
 
 
 def reward_hacking(facts: Facts) -> Found:

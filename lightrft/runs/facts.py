@@ -28,8 +28,8 @@ class Facts:
     """Settings by dotted name."""
     intervals: Sequence[tuple[str, float, float]] = ()
     """Held-out evaluations in order: when, and the lowest and highest score of the 95 % interval."""
-    responses: Sequence[str] = ()
-    """Texts of the last saved step."""
+    responses: Sequence[Row] = ()
+    """Some of the last saved step, with response, reward and finish."""
 
     def course(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of a metric where it is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 
@@ -31,16 +32,32 @@ def zero_variance(facts: Facts) -> Found:
 
 
 def truncation(facts: Facts) -> Found:
-    """A quarter of the responses and more in each of the last steps; an alarm if it rises while the reward falls."""
+    """A quarter of the responses and more in each of the last steps, where that costs reward; an alarm if it rises while the reward falls."""
     course, reward = facts.course("length/truncated_fraction"), facts.course("reward/mean")
     if len(course) < LAST:
         return None
     told = f"truncated {mean(course[-LAST:]):.0%}, {named(course[-LAST:])}"
     if len(course) >= FEWEST and rises(course[-FEWEST:]) > 3.0 and rises(reward[-FEWEST:]) < -3.0:
         return "alarm", "More and more responses are truncated while the reward falls.", told
-    if min(value for _, value in course[-LAST:]) < 0.25:
+    if min(value for _, value in course[-LAST:]) < 0.25 or not _truncation_costs(facts):
         return None
     return "advice", "A quarter of the responses and more are truncated before they come to an answer.", told
+
+
+def _truncation_costs(facts: Facts) -> bool:
+    """Whether truncated responses earn less than those that ended, by two standard errors; where one kind is not to be seen, whether the reward is flat."""
+    cut, ended = (
+        [
+            row["reward"]
+            for row in facts.responses
+            if row["reward"] is not None and (row["finish"] == "length") is kind
+        ]
+        for kind in (True, False)
+    )
+    if min(len(cut), len(ended)) >= LAST:
+        error = math.sqrt(sum(statistics.variance(some) / len(some) for some in (cut, ended)))
+        return statistics.fmean(ended) - statistics.fmean(cut) > 2 * error
+    return is_flat(facts.course("reward/mean")[-3 * FEWEST :])
 
 
 def clipping(facts: Facts) -> Found:
@@ -196,9 +213,14 @@ def memory(facts: Facts) -> Found:
 
 
 def garbled(facts: Facts) -> Found:
-    """A quarter of the last saved responses are broken characters or one sequence of words."""
-    texts = [text for text in facts.responses if text.strip()]
-    bad = [text for text in texts if text.count("\ufffd") > 0.05 * len(text) or _repeats(text)]
+    """A quarter of the last saved responses are broken characters, but for models drawn at random, or one sequence of words."""
+    knows_none = str(facts.config.get("model.path", "")).startswith("random:")
+    texts = [text for row in facts.responses if (text := str(row["response"])).strip()]
+    bad = [
+        text
+        for text in texts
+        if _repeats(text) or (not knows_none and text.count("\ufffd") > 0.05 * len(text))
+    ]
     if len(texts) < 4 or len(bad) < 0.25 * len(texts):
         return None
     return (

@@ -267,12 +267,15 @@ class Run:
 
     def advice(self) -> list[Advice]:
         """What the run's metrics, settings and last saved responses say about how it goes; alarms first, advice only without alarms."""
+        return advise(self.facts())
+
+    def facts(self) -> Facts:
+        """What `advice` looks at."""
         scores = EvaluationFolder(RunFolder(self.folder).evaluation).read_report
         intervals = [(when, *_interval(scores(when))) for when in self.evaluations]
         known = [(when, low, high) for when, low, high in intervals if low is not None and high is not None]
         some = trajectories.load_some(self.folder, self.steps[-1], MOST_ADVISED) if self.steps else []
-        texts = [str(row["response"]) for row in some]
-        return advise(Facts(self.metrics(), self.config(), known, texts))
+        return Facts(self.metrics(), self.config(), known, some)
 
     def _step(self, step: int) -> int:
         return self.steps[step] if step < 0 and -step <= len(self.steps) else step

@@ -26,8 +26,9 @@ def evaluation_summary(run: Path, evaluations: Mapping[str, Mapping[str, float]]
     return result
 
 
-def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
-    """Held-out prompts whose responses changed the most for the better, before and after side by side."""
+def samples(run: Path, most: int = 3) -> list[dict[str, Any]]:
+    """Held-out prompts whose responses changed the most for the better, before and after side by side; each of another target, as far as
+    there are some that gained."""
     kept = EvaluationFolder(RunFolder(run).evaluation)
     before, after = kept.read_responses("before"), kept.read_responses("after")
     if not before or not after:
@@ -38,15 +39,22 @@ def samples(run: Path, most: int = 2) -> list[dict[str, Any]]:
         if a["reward"] is not None and b["reward"] is not None
     ]
     pairs.sort(key=lambda pair: pair[0]["reward"] - pair[1]["reward"])
+    firsts, rest, seen = [], [], set[str]()
+    for pair in pairs:
+        target = repr(pair[0].get("target"))
+        is_first = pair[0]["reward"] < pair[1]["reward"] and target not in seen
+        (firsts if is_first else rest).append(pair)
+        seen |= {target} if is_first else set()
     return [
         {
             "question": readable(a["messages"][-1]["content"]),
+            "target": a.get("target"),
             "before": told(a),
             "after": told(b),
             "before_reward": a["reward"],
             "after_reward": b["reward"],
         }
-        for a, b in pairs[:most]
+        for a, b in (firsts + rest)[:most]
     ]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightrft.parallel.status import STATUS
 from lightrft.strategy.twins import Arriving, Leaving, Twins, exchange, link_of
+from lightrft.utils.amounts import unit
 from lightrft.utils.device import is_out_of_memory
 from lightrft.utils.errors import RolloutError
 
@@ -274,20 +275,18 @@ class MemoryPlan:
         return {phase.value: s - self.waited[phase] for phase, s in self.seconds.items()}
 
     def table(self) -> Table:
-        """The memory plan, for people."""
+        """The memory plan, for people: in GiB, or in MiB where no phase takes one."""
         shown = [Phase.ROLLOUT, Phase.SCORE, Phase.SYNC, Phase.TRAIN]
-        table = Table("resident", "GiB", *(p.value for p in shown), title="device memory by phase")
+        sums = [sum(r.nbytes() for r, phases in self._rows.values() if phase in phases) for phase in shown]
+        name_of_unit, one = unit(max(sums))
+        table = Table("resident", name_of_unit, *(p.value for p in shown), title="device memory by phase")
         for name, (resident, phases) in self._rows.items():
             table.add_row(
-                name, f"{resident.nbytes() / 2**30:.2f}", *("x" if p in phases else "" for p in shown)
+                name, f"{resident.nbytes() / one:.2f}", *("x" if p in phases else "" for p in shown)
             )
-        used = ["", "", *(self._sum(p) for p in shown)]
         table.add_section()
-        table.add_row("sum, GiB", *used[1:])
+        table.add_row(f"sum, {name_of_unit}", "", *(f"{count / one:.2f}" for count in sums))
         return table
-
-    def _sum(self, phase: Phase) -> str:
-        return f"{sum(r.nbytes() for r, phases in self._rows.values() if phase in phases) / 2**30:.2f}"
 
 
 @dataclass

@@ -23,8 +23,6 @@ PICTURES, HELD_OUT_PICTURES = 4000, 100
 SIDE, SIZE = 32, 0.17
 """Rows and columns of a picture, and half of a shape's height as a share of them: 11 pixels each."""
 CELLS = [(row, column) for row in (0.25, 0.75) for column in (0.25, 0.75)]
-APART = 0.0
-"""How far the middle of a shape is from that of its quarter of the picture, at most."""
 TOWARDS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 0), "below": (-1, 0)}
 """Place of the first shape -> which way the second is from there: down and right."""
 Placed = tuple[str, str, float, float]
@@ -75,15 +73,12 @@ def _pictures(
 
 
 def placed(target: Mapping[str, Any], draw: random.Random) -> list[Placed]:
-    """What is asked for, each shape somewhere in a quarter of the picture of its own, and the first where `place` has it."""
+    """What is asked for, each shape in the middle of a quarter of the picture of its own, and the first where `place` has it."""
     kinds = [(colour, shape) for number, colour, shape in target["objects"] for _ in range(number)]
     while True:
         cells = draw.sample(CELLS, len(kinds))
         if "place" not in target or _stands(target["place"], *cells):
-            return [
-                (*kind, *(middle + draw.uniform(-APART, APART) for middle in cell))
-                for kind, cell in zip(kinds, cells, strict=True)
-            ]
+            return [(*kind, *cell) for kind, cell in zip(kinds, cells, strict=True)]
 
 
 def _stands(place: str, one: tuple[float, float], other: tuple[float, float]) -> bool:

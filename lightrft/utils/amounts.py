@@ -17,6 +17,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 100 else clock(seconds)
 
 
+def unit(largest: int) -> tuple[str, int]:
+    """What a table of bytes is written in, GiB or MiB, and the bytes of one."""
+    return ("GiB", GIB) if largest >= GIB else ("MiB", 2**20)
+
+
 def size(count: int) -> str:
     """Bytes for people: 12 MiB, 3.4 GiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

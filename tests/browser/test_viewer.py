@@ -124,6 +124,15 @@ def test_an_exported_file_opens_without_a_network(page, files):
     picture(page, "overview")
 
 
+def test_an_exported_file_opens_and_says_what_it_leaves_out(page, files):
+    small = files[2].with_name("small.html")
+    (told,) = export([Run(files[0])], small, 0.4)
+    assert "the tokens of" in told
+    opened(page, small.as_uri(), "0/overview")
+    assert page.inner_text(".note") == f"This file leaves out {told}."
+    assert small.stat().st_size <= 0.4 * 2**20
+
+
 def test_a_timeline_has_a_lane_for_each_rank_in_the_colours_of_the_phases(page, files):
     opened(page, files[2].as_uri(), "0/overview")
     lanes = page.locator(".lane")

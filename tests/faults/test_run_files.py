@@ -70,7 +70,8 @@ def test_what_a_model_says_moves_no_cursor_and_is_no_markup(tmp_path):
 
 def test_a_report_shows_answers_as_they_are(tmp_path):
     out = io.StringIO()
-    sample = {"question": EVIL, "before": EVIL, "after": EVIL, "before_reward": 0.0, "after_reward": 1.0}
+    texts = dict.fromkeys(("question", "target", "before", "after"), EVIL)
+    sample = {**texts, "before_reward": 0.0, "after_reward": 1.0}
     report(
         {"seconds": 1, "steps": 1},
         [sample],

@@ -17,7 +17,7 @@ from lightrft.commands.check.questions import Questions
 from lightrft.commands.check.report import Section
 from lightrft.commands.check.settings import Parts
 from lightrft.config import Config
-from lightrft.console.progress import shorten
+from lightrft.console.samples import shorten
 from lightrft.engines.base import EngineDiedError
 from lightrft.engines.external import check_kinds
 from lightrft.media.parts import readable

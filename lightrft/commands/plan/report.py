@@ -17,7 +17,7 @@ from lightrft.commands.plan.work import PROMPTS_VALUED
 from lightrft.config import Config, OfflineConfig
 from lightrft.config.plan import Hardware
 from lightrft.strategy.memory import Phase
-from lightrft.utils.amounts import duration
+from lightrft.utils.amounts import duration, unit
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -94,28 +94,32 @@ def memory_table(
     items: Sequence[Item],
     sums: Mapping[Phase, int],
 ) -> Table:
-    """GiB of a device by phase, those of `sums`; titled with the model that learns."""
+    """GiB of a device by phase, or MiB where none takes a GiB, those of `sums`; titled with the model that learns."""
     devices = hardware.devices
     title = (
-        f"{config.model.path}: {learner.weights / 1e9:.2f} billion weights, {learner.learned / learner.weights:.0%} learn; "
+        f"{config.model.path}: {_weights(learner.weights)} weights, {learner.learned / learner.weights:.0%} learn; "
         f"{config.strategy.backend} on {devices} device{'s'[: devices > 1]}"
     )
-    table = Table("GiB of a device", *(phase.value for phase in sums), title=title)
+    name_of_unit, one = unit(max(sums.values()))
+    table = Table(f"{name_of_unit} of a device", *(phase.value for phase in sums), title=title)
     for item in items:
-        table.add_row(item.name, *(_gib(item.bytes) if phase in item.phases else "" for phase in sums))
+        table.add_row(
+            item.name, *(_amount(item.bytes, one) if phase in item.phases else "" for phase in sums)
+        )
     table.add_section()
-    total = (_gib(count) for count in sums.values())
-    table.add_row(f"sum, of {hardware.usable / GIB:.1f} usable", *total, style="bold")
+    total = (_amount(count, one) for count in sums.values())
+    table.add_row(f"sum, of {hardware.usable / GIB:.1f} GiB usable", *total, style="bold")
     return table
 
 
 def _host(plan: Plan) -> Table:
-    table = Table("GiB of host memory", "a process", f"{plan.processes} of a machine")
-    for item in plan.host:
-        table.add_row(item.name, _gib(item.bytes), _gib(plan.processes * item.bytes))
-    table.add_section()
     whole = sum(item.bytes for item in plan.host)
-    table.add_row("sum", _gib(whole), _gib(plan.processes * whole), style="bold")
+    name_of_unit, one = unit(plan.processes * whole)
+    table = Table(f"{name_of_unit} of host memory", "a process", f"{plan.processes} of a machine")
+    for item in plan.host:
+        table.add_row(item.name, _amount(item.bytes, one), _amount(plan.processes * item.bytes, one))
+    table.add_section()
+    table.add_row("sum", _amount(whole, one), _amount(plan.processes * whole, one), style="bold")
     return table
 
 
@@ -156,6 +160,10 @@ def _work(plan: Plan) -> Table:
     return table
 
 
-def _gib(count: int) -> str:
-    gib = count / GIB
-    return f"{gib:.2f}" if not count or gib >= 0.005 else f"{gib:.1g}"
+def _weights(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2g} million"
+
+
+def _amount(count: int, one: int) -> str:
+    written = count / one
+    return f"{written:.2f}" if not count or written >= 0.005 else f"{written:.1g}"

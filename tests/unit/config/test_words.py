@@ -1,8 +1,10 @@
 import re
+from typing import get_origin
 
 import pytest
 
 from lightrft.config import Config, layers
+from lightrft.config.words import without_empty
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,31 @@ def test_what_looks_like_a_mistake_and_is_none_is_read():
     )
     assert read.algorithm.kl_in == "reward"
     assert layers.load(["--tasks.train"], Config).tasks.train == {}
+
+
+def test_an_empty_list_or_mapping_is_written_as_in_a_file():
+    """For every option of several values, whatever a layer has set, in the three ways that flags are written."""
+    several = {name: get_origin(hint) for name, _, _, hint in layers.options(Config)}
+    several = {name: kind for name, kind in several.items() if kind in (list, dict)}
+    assert len(several) > 20
+    assert {list, dict} == set(several.values())
+    for name, kind in several.items():
+        empty = "[]" if kind is list else "{}"
+        hints = {known: hint for known, _, _, hint in layers.options(Config)}
+        for written in ([f"--{name}={empty}"], [f"--{name.replace('_', '-')}", empty]):
+            assert without_empty([*written, "--seed", "1"], hints) == [
+                written[0].removesuffix(f"={empty}"),
+                "--seed",
+                "1",
+            ]
+    read = layers.load(
+        ["tiny", "--model.freeze=[]", "--rollout.stop", "[]", "--rewards.scale={}", "--tasks.train", "{}"],
+        Config,
+    )
+    assert (read.model.freeze, read.rollout.stop, read.rewards.scale, read.tasks.train) == ([], [], {}, {})
+
+
+def test_two_brackets_among_other_values_or_of_a_text_are_what_they_are():
+    read = layers.load(["--rollout.stop", "[]", "x", "--tasks.system", "[]"], Config)
+    assert (read.rollout.stop, read.tasks.system) == (["[]", "x"], "[]")
+    assert layers.load(["--tasks.system=[]"], Config).tasks.system == "[]"

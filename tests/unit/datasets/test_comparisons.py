@@ -120,6 +120,11 @@ def test_two_labels_of_safe_rlhf_are_a_general_grade_and_a_signed_cost(safe, saf
         (graded, {"responses": ["a"], "grades": [1]}, "no field 'prompt'.*tasks.prompt_field"),
         (saferlhf, {**SAFER, "better_response_id": 2}, "'better_response_id' must be 0 or 1"),
         (saferlhf, {**SAFER, "is_response_1_safe": "yes"}, "'is_response_1_safe' must be true or false"),
+        (
+            saferlhf,
+            {**SAFER, "safer_response_id": 0},
+            "'safer_response_id' is 0, and only response 1 is safe",
+        ),
         (saferlhf, {**SAFER, "response_1": None}, "'response_1' is null"),
         (unpaired, {"prompt": "q", "completion": "a"}, "no field 'label'"),
         (unpaired, {"prompt": "q", "completion": "a", "label": None}, "'label' is null"),

@@ -123,6 +123,15 @@ def test_a_critic_holds_those_parts_that_do_not_learn_which_its_body_has(rated, 
         assert {name.split(".")[2] for name in held} == {"weight", "0"}, path
 
 
+def test_a_critic_refuses_a_name_that_fits_nothing_as_a_policy_does(tmp_path):
+    for names in (["lyers:1"], [""], ["lm_head", "model.embed_token.weight"]):
+        source = CriticSource(ModelConfig(path=str(tiny_folder(tmp_path)), freeze=names))
+        with pytest.raises(ValueError, match=rf"model\.freeze={names[-1] or repr('')}: no part or parameter"):
+            source.empty()
+    seeing = CriticSource(ModelConfig(path=str(tiny_folder(tmp_path)), freeze=["vision"])).empty()
+    assert all(p.requires_grad for p in seeing.parameters()), "the policy may see where its critic does not"
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [

@@ -69,9 +69,12 @@ def flat(level):
     return lambda _share: level
 
 
+def written(*texts, reward=1.0, finish="stop"):
+    return [{"response": text, "reward": reward, "finish": finish} for text in texts]
+
+
 SINGLE = {"model.dtype": "float32"}
 BAD = {
-    "not_finite": (with_course(20, loss=lambda share: None if share > 0.9 else 0.0), {}, {}),
     "skipped_updates": (
         with_course(20, counts__skipped_updates=lambda share: 1 if share > 0.9 else 0),
         {},
@@ -82,7 +85,7 @@ BAD = {
     "mismatch": (with_course(20, mismatch__max=flat(0.4)), SINGLE, {}),
     "critic": (with_course(20, critic__explained_variance=flat(-0.3)), {}, {}),
     "entropy_collapse": (with_course(60, reward__mean=lambda share: min(0.4, 0.2 + 2 * share)), {}, {}),
-    "truncation": (with_course(20, length__truncated_fraction=flat(0.4)), {}, {}),
+    "truncation": (with_course(20, length__truncated_fraction=flat(0.4), reward__mean=flat(0.5)), {}, {}),
     "zero_variance": (with_course(20, reward__zero_std_fraction=flat(0.6)), {}, {}),
     "clipping": (with_course(20, clip__fraction=flat(0.4)), {}, {}),
     "gradient_spike": (with_course(20, grad_norm=lambda share: 9.0 if share == 1 else 1.0), {}, {}),
@@ -113,7 +116,7 @@ BAD = {
     "stragglers": (with_course(20, straggler__train=flat(1.9)), {}, {}),
     "slow_rollout": (with_course(20, seconds__rollout=flat(8.5)), {}, {}),
     "memory": (with_course(40, memory__rss_gib=lambda share: 4 + 8 * share), {}, {}),
-    "garbled": (good(20), {}, {"responses": ["fine", "\ufffd\ufffd\ufffd", "a b c d " * 20, "good"]}),
+    "garbled": (good(20), {}, {"responses": written("fine", "\ufffd\ufffd\ufffd", "a b c d " * 20, "good")}),
     "overfitting": (
         [
             {"step": n, "nll": 2 - 0.05 * n, "loss": 2 - 0.05 * n}
@@ -159,25 +162,55 @@ def test_a_bad_run_fires_exactly_its_rule(name):
     assert one.source
 
 
-RECORDED = {  # bad runs of 30 steps as they were logged, to 4 digits -> what is said of them without their responses
-    # lightrft train tiny ppo --critic.optimizer.learning-rate 5
-    "critic": ["critic"],
-    # layer tiny with a reward that is 1 for every response; 8 tokens are few for a model that has learned no end
-    "zero_variance": ["truncation", "zero_variance"],
-    # lightrft train tiny --optimizer.learning-rate 3: one jump, and one response for every prompt from then on
-    "gradient_spike": ["truncation", "zero_variance", "gradient_spike"],
-}
+RECORDED = json.loads(Path(__file__).with_name("bad_runs.json").read_text())
+"""Runs that were trained (tests/record_bad_runs.py says how), each spoiled in one way; what rules read of them, to 4 digits."""
+
+
+def test_there_is_a_recorded_bad_run_for_every_rule():
+    """But for format_alone: its recipe does not yet learn the form within 20 steps."""
+    assert set(RECORDED) | {"format_alone"} == set(RULES)
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_recorded_bad_run_is_told_what_was_done_to_it(name):
-    logged = json.loads(Path(__file__).with_name("bad_runs.json").read_text())[name]
+def test_a_recorded_bad_run_fires_exactly_its_rule(name):
+    run = RECORDED[name]
     rows = [
-        {metric: value for metric, value in zip(logged, values, strict=True) if value is not None}
-        for values in zip(*logged.values(), strict=True)
+        {metric: value for metric, value in zip(run["metrics"], values, strict=True) if value != ""}
+        for values in zip(*run["metrics"].values(), strict=True)
     ]
-    assert len(rows) == 32, "30 steps and two evaluations"
-    assert rules(advise(Facts(rows, SINGLE))) == RECORDED[name]
+    facts = Facts(rows, run["config"], [tuple(one) for one in run["intervals"]], run["responses"])
+    assert rules(advise(facts)) == [name]
+
+
+def test_truncation_is_told_where_it_costs_reward():
+    rows = with_course(40, length__truncated_fraction=flat(0.5))
+    cut, ended = written(*"abcd", reward=0.5, finish="length"), written(*"efgh", reward=0.5)
+    assert rules(advise(Facts(rows, responses=cut + ended))) == []
+    paid = written(*"efgh", reward=0.9)
+    assert rules(advise(Facts(rows, responses=cut + paid))) == ["truncation"]
+    assert rules(advise(Facts(rows, responses=cut))) == [], "all are truncated, and the reward rises"
+    rows = with_course(40, length__truncated_fraction=flat(1.0), reward__mean=flat(0.5), entropy=flat(1.0))
+    assert rules(advise(Facts(rows, responses=cut))) == ["truncation"]
+
+
+def test_broken_characters_are_what_a_model_drawn_at_random_writes():
+    broken, over = written(*["\ufffd\ufffd"] * 4), written(*["a b c d " * 20] * 4)
+    assert rules(advise(Facts(good(20), {"model.path": "some/model"}, responses=broken))) == ["garbled"]
+    assert rules(advise(Facts(good(20), {"model.path": "random:llama"}, responses=broken))) == []
+    assert rules(advise(Facts(good(20), {"model.path": "random:llama"}, responses=over))) == ["garbled"]
+
+
+def test_a_response_that_several_rewards_fail_on_is_lost_once():
+    """20 of 64 sampled, 16 of which each of two rewards failed on and 4 were left alone in their group."""
+    lost = {
+        "counts/dropped_responses": 20,
+        "counts/responses": 44,
+        "counts/failed/a": 16,
+        "counts/failed/b": 16,
+    }
+    (one,) = advise(Facts([row | lost for row in good(10)]))
+    assert (one.rule, one.level) == ("failing_rewards", "alarm")
+    assert one.evidence == "200 of 640 responses lost, first in step 1"
 
 
 @pytest.mark.parametrize("steps", [1, 5, 16, 24, 60, 200])

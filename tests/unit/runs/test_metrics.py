@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.abc
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from lightrft.console.progress import (
     phase_seconds,
     report,
     report_losses,
-    shorten,
     sparkline,
 )
+from lightrft.console.samples import shorten
 from lightrft.runs import curves
 from lightrft.runs.curves import draw_curves, smooth, title_of
+from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.metrics import Logger, read_metrics, series
+from lightrft.runs.summary import samples
 from lightrft.utils.intervals import wilson
 
 CONFIG = Config(model=ModelConfig(path="random:llama"), tasks=TaskConfig(train={"tiny": 1.0}))
@@ -157,20 +160,62 @@ def test_the_report_shows_scores_answers_and_what_comes_next(tmp_path: Path) -> 
     summary = {"seconds": 65.0, "steps": 4, "evaluation": {"before": 0.25, "after": 0.5, "questions": 100}}
     sample = {
         "question": "1 + 1?",
+        "target": "2",
         "before": "three",
         "after": "two",
         "before_reward": 0.0,
         "after_reward": 1.0,
     }
     report(summary, [sample], tmp_path, console=Console(file=out, width=200))
-    for text in ("4 steps in 1:05", "25.0%", "50.0%", "40.4% to 59.6%", "three", "two", "lightrft view"):
+    for text in ("4 steps in 1:05", "25.0%", "50.0%", "40.4% to 59.6%", "lightrft view"):
         assert text in out.getvalue()
+    assert ["1 + 1?", "2", "three", "0", "two", "1"] in [
+        re.split(r" {2,}", line.strip()) for line in out.getvalue().splitlines()
+    ]
+
+
+def test_long_samples_have_a_table_each_and_an_empty_response_says_so(tmp_path: Path) -> None:
+    out = io.StringIO()
+    sample = {
+        "question": "Why?",
+        "target": None,
+        "before": "",
+        "after": "Because. " * 9,
+        "before_reward": 0.0,
+        "after_reward": 0.5,
+    }
+    report({"seconds": 5.0, "steps": 4}, [sample, sample], tmp_path, console=Console(file=out, width=200))
+    assert out.getvalue().count("(nothing)") == 2
+    assert out.getvalue().count("after  (reward 0.5)") == 2
+    assert "reference" not in out.getvalue()
+
+
+def test_samples_are_those_that_gained_most_of_each_target_first(tmp_path: Path) -> None:
+    """Gains 0.9, 0.8, 0.7 and 0.1 of targets a, a, b and c."""
+    files = EvaluationFolder(RunFolder(tmp_path).evaluation)
+    for when, rewards in (("before", [0.1, 0.0, 0.1, 0.1]), ("after", [1.0, 0.8, 0.8, 0.2])):
+        rows = [
+            {
+                "messages": [{"role": "user", "content": f"q{n}"}],
+                "target": "aabc"[n],
+                "response": when,
+                "reward": reward,
+            }
+            for n, reward in enumerate(rewards)
+        ]
+        files.write(when, {}, rows)
+    assert [one["question"] for one in samples(tmp_path)] == ["q0", "q2", "q3"]
+    assert [one["question"] for one in samples(tmp_path, 4)] == ["q0", "q2", "q3", "q1"]
 
 
 def test_a_run_without_evaluation_has_a_report_too(tmp_path: Path) -> None:
     out = io.StringIO()
     report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
     assert "4 steps in 0:05" in out.getvalue()
+    assert "tensorboard" not in out.getvalue(), "it wrote no events"
+    (tmp_path / "tensorboard").mkdir()
+    report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
+    assert f"tensorboard --logdir {tmp_path.parent}" in out.getvalue()
 
 
 def test_curves_are_drawn_from_the_log_alone(tmp_path: Path) -> None:

@@ -137,11 +137,15 @@ def test_the_last_entry_says_what_moved():
         assert memory_plan.moves == ["-r0", "+r1", "1.00 -> 2.00 GiB"]
 
 
-def test_the_table_shows_each_resident_in_its_phases_and_the_sums():
-    memory_plan, _ = stage_of([({Phase.ROLLOUT, Phase.TRAIN}, 2**30), ({Phase.TRAIN}, 2**29)])
+@pytest.mark.parametrize(("unit", "bytes_of_one"), [("GiB", 2**30), ("MiB", 2**20)])
+def test_the_table_shows_each_resident_in_its_phases_and_the_sums(unit, bytes_of_one):
+    """In MiB where no phase takes a GiB: a tiny model would be 0.00 throughout."""
+    memory_plan, _ = stage_of(
+        [({Phase.ROLLOUT, Phase.TRAIN}, bytes_of_one), ({Phase.TRAIN}, bytes_of_one // 2)]
+    )
     out = io.StringIO()
     Console(file=out, width=100).print(memory_plan.table())
-    sums = next(line for line in out.getvalue().splitlines() if "sum" in line)
+    sums = next(line for line in out.getvalue().splitlines() if f"sum, {unit}" in line)
     assert [x for x in sums.replace("│", " ").split() if x[0].isdigit()] == ["1.00", "0.00", "0.00", "1.50"]
 
 
