@@ -241,18 +241,24 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def _merge(layer: Any) -> Callable[[], None]:
-    """Folds a layer's adapters into its weight; what is returned puts the original back."""
+    """Folds a layer's adapters into its weight; what is returned puts the original back.
+
+    As `full_weights` does, and not by peft's own merging, which adds what it has rounded to the type of the weight: a bfloat16 model would be
+    another one than the backends that hold pieces, and exports, make of the same adapters.
+    """
     base = layer.get_base_layer()
     if isinstance(base, Nf4Linear):
         unfold = base.unpack()
     else:
         unfold = partial(setattr, base.weight, "data", base.weight.data)
-    layer.merge(safe_merge=True)
+    exact = torch.promote_types(base.weight.dtype, torch.float32)
+    found = _adapted(base.weight.to(exact), layer, lambda weight, _: weight.detach().to(exact))
+    base.weight.data = found.to(base.weight.dtype)
+    layer.merged_adapters.extend(layer.active_adapters)  # so that its passes leave them out
 
     def back() -> None:
         unfold()
         layer.merged_adapters.clear()
-        layer._caches.clear()  # norms of DoRA, kept by peft for an unmerging that does not come
 
     return back
 
