@@ -39,7 +39,9 @@ def samples(run: Path, most: int = 3) -> list[dict[str, Any]]:
         if a["reward"] is not None and b["reward"] is not None
     ]
     pairs.sort(key=lambda pair: pair[0]["reward"] - pair[1]["reward"])
-    firsts, rest, seen = [], [], set[str]()
+    firsts: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    rest: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    seen: set[str] = set()
     for pair in pairs:
         target = repr(pair[0].get("target"))
         is_first = pair[0]["reward"] < pair[1]["reward"] and target not in seen

@@ -26,12 +26,18 @@ class Sizes(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all of them as they rest: `width` each, but for matrices that are rounded to 4 bits (model.lora.quantize_base)."""
+        """Bytes of all of them as they rest on one process: `width` each, but for adapters and heads, which are float32 whatever the rest is, and for
+        matrices that are rounded to 4 bits (model.lora.quantize_base)."""
         ...
 
     @property
     def learned(self) -> int:
         """Weights that learn: all, or adapters."""
+        ...
+
+    @property
+    def learned_narrow(self) -> int:
+        """Weights that learn and rest in a smaller type than float32."""
         ...
 
     @property

@@ -43,10 +43,10 @@ class Single:
     @staticmethod
     def footprint(config: StrategyConfig, sizes: Sizes, processes: int, *, learns: bool) -> Footprint:  # noqa: ARG004  # as Strategy has it
         """The whole model; a smaller type than float32 learns through float32 weights beside its own."""
-        learned = sizes.learned if learns else 0
-        masters = EXACT * learned if sizes.width < EXACT else 0
-        state = sizes.optimizer_state if learns else 0
-        return Footprint(sizes.weight_bytes, state + masters, EXACT * learned)
+        if not learns:
+            return Footprint(sizes.weight_bytes)
+        masters = EXACT * sizes.learned_narrow
+        return Footprint(sizes.weight_bytes, sizes.optimizer_state + masters, EXACT * sizes.learned)
 
     def _moves(self) -> bool:
         return self.config.offload and self.device.type != "cpu"

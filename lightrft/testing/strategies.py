@@ -196,6 +196,11 @@ class Numbers:
         """Bytes of all weights."""
         return self.width * self.weights
 
+    @property
+    def learned_narrow(self) -> int:
+        """None: float32 needs no copy in float32."""
+        return 0
+
     @classmethod
     def of(cls, module: nn.Module) -> Numbers:
         """The sizes of a module; its blocks are the members of its longest list of modules."""

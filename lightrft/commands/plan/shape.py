@@ -16,6 +16,7 @@ from lightrft.models.logprobs import backbone, text_config
 from lightrft.models.nf4 import numbers, rounded_sizes
 from lightrft.models.operations import Operations, operations_of, size_per_head
 from lightrft.models.source import Source
+from lightrft.strategy.footprint import EXACT
 from lightrft.strategy.optimizers import is_unknown, state_bytes
 
 SHORT, LONG = 64, 128
@@ -47,9 +48,8 @@ class Shape:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of all of them as they rest: `width` each, but for matrices that are rounded to 4 bits."""
-        rounded = rounded_sizes(self.module)
-        return self.width * (self.weights - sum(rounded.values())) + sum(p.nbytes for p in rounded)
+        """Bytes of all of them as they rest on one process, each in its own type."""
+        return sum(p.nbytes for p in self.module.parameters())
 
     @cached_property
     def made_whole(self) -> int:
@@ -60,6 +60,12 @@ class Shape:
     def learned(self) -> int:
         """Weights that learn."""
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    @cached_property
+    def learned_narrow(self) -> int:
+        """Weights that learn and rest in a smaller type than float32; adapters do not."""
+        learning = (p for p in self.module.parameters() if p.requires_grad)
+        return sum(p.numel() for p in learning if p.itemsize < EXACT)
 
     @cached_property
     def optimizer_state(self) -> int:

@@ -174,6 +174,10 @@ class Numbers:
     def weight_bytes(self):
         return self.width * self.weights
 
+    @property
+    def learned_narrow(self):
+        return self.learned if self.width < 4 else 0
+
 
 def test_bytes_sent_in_an_update():
     """3 micro-batches, 4 devices: three quarters of each tensor are others'."""
@@ -557,6 +561,20 @@ def test_a_plan_counts_the_state_of_the_optimizer_that_is_chosen(tmp_path, name,
     found = plan(config, Hardware(1, 8.0), LENGTHS)
     assert {item.name: item.bytes for item in found.items}["actor optimizer"] == real
     assert real < 8 * found.models.actor.learned
+
+
+def test_a_plan_counts_adapters_beside_a_bfloat16_model_as_the_float32_they_are(tmp_path):
+    model = ModelConfig(
+        path=str(tiny_folder(tmp_path / "m", "llama")), dtype="bfloat16", lora=LoraConfig(rank=4)
+    )
+    config = settings(model.path, "single", model=model)
+    actor = STRATEGIES["single"](config.strategy, torch.device("cpu")).trainable(
+        Source(model), config.optimizer, 1
+    )
+    found = plan(config, Hardware(1, 8.0), LENGTHS)
+    counted = {item.name: item.bytes for item in found.items}
+    assert counted["actor weights"] == sum(p.nbytes for p in actor.module.parameters())
+    assert counted["actor optimizer"] == 8 * found.models.actor.learned  # no second float32 beside the first
 
 
 def test_an_optimizer_of_ones_own_is_said_to_be_counted_as_adamws(tmp_path, capsys):
