@@ -128,7 +128,7 @@ def shared(option: str, number: int, world: World) -> None:
 def last_state(run: Path, checkpoints: Checkpoints, config: RunConfig, steps: int) -> dict[str, Any] | None:
     """The state in the newest complete checkpoint; None for a run that was stopped before its first, to begin again.
 
-    ValueError if a run of `steps` steps from `config.model` cannot go on from it.
+    ValueError if a run of `steps` steps from `config.model` cannot go on from it, and for one that has finished and holds none.
     """
     command = command_of(config)
     found = checkpoints.latest()
@@ -144,6 +144,11 @@ def last_state(run: Path, checkpoints: Checkpoints, config: RunConfig, steps: in
         raise ValueError(
             f"no checkpoint in {checkpoints.folder} is complete, so there is nothing to go on from. Start again with "
             f"`lightrft {command} {RunFolder(run).config}`."
+        )
+    if RunFolder(run).summary.exists():
+        raise ValueError(
+            f"{run} has finished and holds no checkpoint, so there is nothing to go on from, and to begin again would lose what it made. "
+            f"Begin another from its weights: `lightrft {command} {RunFolder(run).config} --model.path {RunFolder(run).model} --run FOLDER`."
         )
     log.warning("the run was stopped before its first checkpoint and begins again")
     return None
