@@ -11,7 +11,7 @@ from lightrft.strategy.checkpoint import Checkpoints
 
 @pytest.mark.parametrize(("config", "command"), [(Config(), "train"), (SFTConfig(steps=2), "sft")])
 def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path, config, command):
-    """A run with checkpoint.every_steps=0, or one whose checkpoints were deleted for their size."""
+    """One whose checkpoints were deleted for their size."""
     none = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(), World())
     assert last_state(tmp_path, none, config, 2) is None, "stopped before its first checkpoint"
     RunFolder(tmp_path).write_summary({"steps": 2})
