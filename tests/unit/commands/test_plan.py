@@ -491,7 +491,7 @@ def test_the_command_prints_tables_and_the_same_numbers_as_json(model, capsys):
     shown = capsys.readouterr().out
     for name in ("actor weights", "engine weights", "engine cache", "reference weights"):
         assert name in shown
-    assert f"{found['memory']['sums']['train'] / GIB:.2f}" in shown
+    assert f"{found['memory']['sums']['train'] / 2**20:.2f}" in shown  # MiB, where none takes a GiB
 
 
 def test_a_change_of_phase_copies_what_only_one_of_both_needs(model):
