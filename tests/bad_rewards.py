@@ -41,11 +41,6 @@ def right_kind(answer: str, target: str) -> float:
     return _share(answer, kinds[target])
 
 
-def short(answer: str) -> float:
-    """1 for one to three characters."""
-    return float(1 <= len(answer) <= 3)
-
-
 def anything(answer: str) -> float:
     """Noise."""
     return draw.random()

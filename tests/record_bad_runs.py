@@ -33,8 +33,11 @@ def shown_before(more: str = "", *rewards: str, base: str = "base", layers: str 
 
 
 OFTEN = "--update.num-minibatches 4"
+BEFORE = ("base", "early", "varied")
+"""Runs that others begin with the model of."""
 RECIPES = {
     "base": "sft sft_tiny",
+    "early": "sft sft_tiny --steps 36",
     "varied": "sft sft_tiny --steps 150 --tasks.train file 1 --tasks.train-file rows.jsonl --tasks.evaluate tiny 1",
     "skipped_updates": shown_before("--optimizer.learning-rate 1e20 --optimizer.max-grad-norm 0"),
     "failing_rewards": shown_before("--rewards.on-failure drop", "place_of_first"),
@@ -59,10 +62,10 @@ RECIPES = {
         "--steps 24 --rollout.max-tokens 48 --optimizer.learning-rate 3e-4", "longest_wins", base="varied"
     ),
     "format_alone": shown_before(
-        "--steps 22 --evaluate.before false --rollout.prompts-per-step 8 --rollout.group-size 8 --optimizer.learning-rate 1.2e-3",
-        "short",
+        "--steps 21 --rollout.prompts-per-step 16 --rollout.group-size 8 --update.num-minibatches 2 --optimizer.learning-rate 3e-3",
+        "right_kind",
         "guess",
-        base="varied",
+        base="early",
     ),
     "too_slow": shown_before(f"--steps 40 {OFTEN} --optimizer.learning-rate 1e-8"),
     "stragglers": shown_before(
@@ -124,9 +127,9 @@ def recorded(names: list[str]) -> None:
         folder = Path(temporary)
         rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs("train", 0)]
         (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        for rule in ("base", "varied", *names):
+        for rule in (*BEFORE, *names):
             record(rule, folder)
-            known |= {} if rule in ("base", "varied") else {rule: kept(folder / rule)}
+            known |= {} if rule in BEFORE else {rule: kept(folder / rule)}
             write(known)
 
 
@@ -137,4 +140,4 @@ def write(known: Mapping[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    recorded(sys.argv[1:] or [name for name in RECIPES if name not in ("base", "varied")])
+    recorded(sys.argv[1:] or [name for name in RECIPES if name not in BEFORE])

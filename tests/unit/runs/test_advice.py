@@ -167,8 +167,7 @@ RECORDED = json.loads(Path(__file__).with_name("bad_runs.json").read_text())
 
 
 def test_there_is_a_recorded_bad_run_for_every_rule():
-    """But for format_alone: its recipe does not yet learn the form within 20 steps."""
-    assert set(RECORDED) | {"format_alone"} == set(RULES)
+    assert set(RECORDED) == set(RULES)
 
 
 @pytest.mark.parametrize("name", RECORDED)
