@@ -181,6 +181,13 @@ def test_a_recorded_bad_run_fires_exactly_its_rule(name):
     assert rules(advise(facts)) == [name]
 
 
+def test_groups_of_one_response_are_not_called_equal():
+    """As `lightrft train tiny ppo` was, with 100 % of its groups."""
+    rows = with_course(20, reward__zero_std_fraction=flat(1.0))
+    assert rules(advise(Facts(rows, {"rollout.group_size": 2}))) == ["zero_variance"]
+    assert rules(advise(Facts(rows, {"rollout.group_size": 1}))) == []
+
+
 def test_truncation_is_told_where_it_costs_reward():
     rows = with_course(40, length__truncated_fraction=flat(0.5))
     cut, ended = written(*"abcd", reward=0.5, finish="length"), written(*"efgh", reward=0.5)
