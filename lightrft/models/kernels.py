@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightrft.config import ModelConfig
 from lightrft.models.blocks import blocks, denoises
+from lightrft.models.spread import is_spread
 from lightrft.utils.device import runs_triton
 from lightrft.utils.extras import install_command, installed
 
@@ -86,9 +87,9 @@ def use_kernels(model: nn.Module, config: ModelConfig) -> None:
 
 
 def _is_shape(model: nn.Module) -> bool:
-    """Whether a model has shapes alone: on the meta device, or each parameter a view of one number (models/lazy.py)."""
+    """Whether a model has shapes alone: on the meta device, or each parameter a view of one number (models/spread.py)."""
     first = next(p for p in model.parameters() if p.numel() > 1)
-    return first.is_meta or not any(first.stride())
+    return first.is_meta or is_spread(first)
 
 
 def _known(model: nn.Module) -> list[nn.Module]:

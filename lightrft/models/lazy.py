@@ -11,6 +11,7 @@ from lightrft.config import ModelConfig
 from lightrft.models.describe import convert, shaped
 from lightrft.models.load import prepared
 from lightrft.models.lora import plain_parameters, round_base
+from lightrft.models.spread import is_spread, spread
 from lightrft.utils.imports import import_all
 
 
@@ -64,11 +65,6 @@ def remake(model: nn.Module, make: Callable[[nn.Parameter], torch.Tensor | None]
             inner._parameters[name] = made[parameter]
 
 
-def spread(dtype: torch.dtype, shape: torch.Size, device: torch.device | str = "cpu") -> torch.Tensor:
-    """A tensor of this shape that takes the memory of a single number."""
-    return torch.zeros((), dtype=dtype, device=device).expand(shape)
-
-
 def is_empty(model: nn.Module) -> bool:
     """Whether a model's weights are still to come."""
-    return all(not any(p.stride()) for p in plain_parameters(model).values() if p.numel() > 1)
+    return all(is_spread(p) for p in plain_parameters(model).values() if p.numel() > 1)

@@ -6,7 +6,7 @@ times that. The scales are not rounded themselves (no double quantisation): 4.5 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.models.linear import FastLinear, input_gradient, linear
+from lightrft.models.spread import is_spread, spread
 from lightrft.utils.imports import require
 
 BLOCK = 64
@@ -94,8 +95,7 @@ def round_linear(layer: nn.Linear) -> None:
     """
     weight = layer.weight.detach()
     if _is_empty(weight):
-        size = nf4_bytes(weight.numel())
-        packed = torch.zeros((), dtype=torch.uint8, device=weight.device).expand(size)
+        packed = spread(torch.uint8, (nf4_bytes(weight.numel()),), weight.device)
     else:
         packed = _packed(weight)
     layer.dtype = weight.dtype  # type: ignore[assignment]
@@ -136,7 +136,7 @@ def _become(layer: nn.Linear, packed: nn.Parameter) -> None:
 
 
 def _is_empty(tensor: Tensor) -> bool:
-    return tensor.is_meta or (tensor.numel() > 1 and not any(tensor.stride()))
+    return tensor.is_meta or is_spread(tensor)
 
 
 def _packed(weight: Tensor) -> Tensor:
@@ -148,12 +148,12 @@ def _packed(weight: Tensor) -> Tensor:
     return torch.cat([state.absmax.view(torch.uint8), codes.reshape(-1)]).to(weight.device)
 
 
-def _whole(packed: Tensor, shape: Any, dtype: torch.dtype) -> Tensor:
+def _whole(packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The numbers in `packed` as a tensor of this shape: code times scale in float32, then `dtype`."""
     if packed.is_meta:
         return torch.empty(shape, dtype=dtype, device="meta")
     if _is_empty(packed):
-        return torch.zeros((), dtype=dtype, device=packed.device).expand(shape)
+        return spread(dtype, shape, packed.device)
     functional = _library().functional
     count = prod(shape)
     scales = SCALE * -(-count // BLOCK)

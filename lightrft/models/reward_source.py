@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from lightrft.config import LoraConfig, ModelConfig
 from lightrft.models.classifiers import HEAD, classifier
 from lightrft.models.describe import RANDOM, is_tiny, stored_shape, without_weights
-from lightrft.models.lazy import empty_model, spread
+from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, prepared
 from lightrft.models.logprobs import backbone, causal_lm
 from lightrft.models.lora import check_targets, plain_parameters, round_base
 from lightrft.models.reward import set_head, trained
 from lightrft.models.source import Source
+from lightrft.models.spread import spread
 from lightrft.models.tiny import tiny_config
 from lightrft.types import Message
 

@@ -71,11 +71,7 @@ def _adamw(named: Named, config: OptimizerConfig) -> Any:
 
 
 def _adamw_8bit(named: Named, config: OptimizerConfig) -> Any:
-    library = require("bitsandbytes", "bitsandbytes")
-    betas = (config.betas[0], config.betas[1])
-    groups = decay_groups([p for _, p in named], config)
-    options = _known_options(config, library.optim.AdamW8bit)
-    return library.optim.AdamW8bit(groups, lr=config.learning_rate, betas=betas, eps=config.eps, **options)
+    return _like_adamw(named, config, require("bitsandbytes", "bitsandbytes").optim.AdamW8bit)
 
 
 def _muon(named: Named, config: OptimizerConfig) -> Any:
@@ -100,10 +96,15 @@ def _adafactor(named: Named, config: OptimizerConfig) -> Any:
 
 
 def _schedule_free(named: Named, config: OptimizerConfig) -> Any:
-    options = _known_options(config, ScheduleFree)
-    betas = (config.betas[0], config.betas[1])
+    return _like_adamw(named, config, ScheduleFree)
+
+
+def _like_adamw(named: Named, config: OptimizerConfig, kind: Any) -> Any:
+    """An optimizer that takes AdamW's settings, and its own of optimizer.options."""
+    options = _known_options(config, kind)
     groups = decay_groups([p for _, p in named], config)
-    return ScheduleFree(groups, lr=config.learning_rate, betas=betas, eps=config.eps, **options)
+    betas = (config.betas[0], config.betas[1])
+    return kind(groups, lr=config.learning_rate, betas=betas, eps=config.eps, **options)
 
 
 OPTIMIZERS: dict[str, Make] = {
