@@ -128,7 +128,7 @@ def test_adapters_beside_rounded_matrices_learn_as_others_do(lightrft, tmp_path)
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_the_package_that_rounds_is_named_where_it_is_missing(lightrft):
-    told = lightrft("train", "tiny", "qlora", *PLAIN, "--steps", "1", status=1)
+    told = lightrft("train", "tiny", "qlora", *PLAIN, "--steps", "1", status=2)
     assert (
         "bitsandbytes is not installed: pip install bitsandbytes, or take model.lora.quantize_base=off"
         in told

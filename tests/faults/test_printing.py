@@ -37,7 +37,8 @@ def test_what_a_terminal_cannot_show_becomes_a_question_mark(encoding, tmp_path)
     raw = io.BytesIO()
     out = Guarded(io.TextIOWrapper(raw, encoding=encoding))
     config = layers.load(["tiny"], Config)
-    sample = {"question": "2 × 3 → ?", "before": "é\ud800", "after": "六"}
+    sample = {"question": "2 × 3 → ?", "target": "六", "before": "é\ud800", "after": "六"}
+    sample |= {"before_reward": 0.0, "after_reward": 1.0}
     with Progress(config, 2, run=tmp_path / "a·b", console=Console(file=out)) as progress:
         progress.step(1, {"reward/mean": 0.5})
     report({"seconds": 1, "steps": 1}, [sample], tmp_path, console=Console(file=out))

@@ -75,7 +75,7 @@ def taught(tmp_path, rank):
         actor.backward(-logprobs(actor.module, batch, temperature=1.0, max_logits=10**6).values.sum())
         actor.step(actor.gradient_norm())
     Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig(), World()).save(
-        3, {}, {"actor": actor.tensor_state()}
+        3, {"numbers": {"actor": actor.scalar_state()}}, {"actor": actor.tensor_state()}
     )
     return config, actor
 
