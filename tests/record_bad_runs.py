@@ -2,7 +2,7 @@
 
     python tests/record_bad_runs.py [RULE...]
 
-Without names all of them, some ten minutes on two cores. Each is a tiny model, most of them one that was shown what task `tiny` wants
+Without names all of them, five minutes on two cores. Each is a tiny model, most of them one that was shown what task `tiny` wants
 before. What is kept of a run is what the rules read: see `kept`.
 """
 
