@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightrft.config import RolloutConfig
 from lightrft.datasets.prompts import Asked
+from lightrft.engines.base import EngineError
 from lightrft.engines.sampling import stream
 from lightrft.media.parts import KINDS, Media, parts
 from lightrft.models.export import published
@@ -172,6 +173,21 @@ def refuse_other_values(
                 yaml.safe_dump(x, default_flow_style=True).splitlines()[0] for x in (further[name], value)
             )
             raise ValueError(f"{setting}.{name}={found}: it has to be {told}, {why}. Leave it out.")
+
+
+@contextmanager
+def starting(program: str, setting: str, further: Mapping[str, Any]) -> Iterator[None]:
+    """EngineError for whatever a program raises that does not start, with the arguments in `setting` that a user gave it."""
+    try:
+        yield
+    except Exception as error:
+        given = yaml.safe_dump(dict(further), default_flow_style=True, width=1000).strip()
+        why = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+        told = f" with {setting}={given}" if further else ""
+        cure = "without them" if further else CURE
+        raise EngineError(
+            f"{program} did not start{told}: {why[:600].rstrip('.')}. Try {cure}; LIGHTRFT_TRACEBACK=1 shows where it failed."
+        ) from error
 
 
 TAGS = frozenset(("weights", "kv_cache"))

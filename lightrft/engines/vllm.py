@@ -34,6 +34,7 @@ from lightrft.engines.external import (
     refuse_other_values,
     refuse_unknown,
     same_tokens,
+    starting,
 )
 from lightrft.engines.vllm_weights import check_taken, pack_again
 from lightrft.models.experts import Routers, of_layers, routers_of
@@ -279,7 +280,10 @@ def _start(module: nn.Module, processor: Processor, config: RolloutConfig, *, jo
         more["enable_return_routed_experts"] = True
     if processor.media is not None:  # else load_format=dummy would draw at random what pictures are scaled by
         more["mm_device_do_normalize"] = False
-    with folder_without_weights(module, processor) as folder:
+    with (
+        folder_without_weights(module, processor) as folder,
+        starting("vLLM", "rollout.vllm.options", further),
+    ):
         llm = vllm.LLM(
             model=str(folder),
             load_format="dummy",

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightrft.build.memory import build_memory_plan
 from lightrft.config import ModelConfig, RolloutConfig, StrategyConfig, VllmConfig
-from lightrft.engines.base import EngineDiedError, give
+from lightrft.engines.base import EngineDiedError, EngineError, give
 from lightrft.engines.vllm import VllmEngine, known_arguments
 from lightrft.engines.vllm_serve import actions, flags
 from lightrft.models.load import load_model, load_processor
@@ -23,6 +23,7 @@ from lightrft.strategy.memory import Phase
 from lightrft.strategy.single import Single
 from lightrft.testing import check_engine, media_prompts, tiny_folder, tiny_processor, tiny_prompt
 from lightrft.types import Sampling
+from lightrft.utils.failures import is_explained
 from tests.distributed.launch import together
 from tests.engines.models import media_model, text_model
 
@@ -251,6 +252,18 @@ def test_arguments_that_vllm_does_not_have_are_refused():
         match="rollout.vllm.options.kv_cache_type: vLLM has no argument of this name. Is it kv_cache_dtype",
     ):
         known_arguments(VllmConfig(options={"kv_cache_type": "fp8"}))
+
+
+@needs_vllm
+@pytest.mark.usefixtures("ended")
+def test_an_argument_that_vllm_does_not_start_with_is_told_without_a_traceback(tmp_path):
+    module, processor = text_model(tmp_path / "m", SHAPE)  # in float32
+    config = RolloutConfig(
+        engine="vllm", vllm=VllmConfig(enforce_eager=True, options={"quantization": "fp8"})
+    )
+    with pytest.raises(EngineError, match=r"vLLM did not start with rollout.vllm.options=\{quantization: fp8\}: .*float32 is not supported") as told:  # fmt: skip
+        VllmEngine(module, processor, config)
+    assert is_explained(told.value)
 
 
 def test_arguments_become_flags_of_the_server():
