@@ -93,13 +93,20 @@ def kept(folder: Path) -> dict[str, object]:
     names = sorted({name for row in facts.rows for name in row if READ.fullmatch(name)})
     return {
         "metrics": {name: [shorter(row.get(name, "")) for row in facts.rows] for name in names},
-        "config": {name: facts.config[name] for name in SETTINGS if name in facts.config},
+        "config": {
+            name: below(facts.config[name], folder.parent) for name in SETTINGS if name in facts.config
+        },
         "intervals": [[when, shorter(low), shorter(high)] for when, low, high in facts.intervals],
         "responses": [
             {"response": row["response"], "reward": shorter(row["reward"]), "finish": row["finish"]}
             for row in facts.responses
         ],
     }
+
+
+def below(value: object, folder: Path) -> object:
+    """A path in a folder that is gone afterwards as one from there; other values as they are."""
+    return value.removeprefix(f"{folder}/") if isinstance(value, str) else value
 
 
 def shorter(value: object) -> object:

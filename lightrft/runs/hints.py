@@ -14,7 +14,7 @@ GENERAL = {"reward/mean", "reward/std", "reward/overlong", "reward/zero_std_frac
 
 
 def zero_variance(facts: Facts) -> Found:
-    """Half of the groups and more in each of the last steps; a group of one response (ppo, reinforce_pp) is compared with none, and means nothing here."""
+    """Half of the groups and more in each of the last steps; groups of one response (ppo, reinforce_pp) are compared with none: folders of former versions call them equal."""
     if facts.config.get("rollout.group_size") == 1:
         return None
     course, reward = facts.last("reward/zero_std_fraction"), facts.last("reward/mean")

@@ -18,7 +18,7 @@ METRICS: dict[str, str] = {
     "reward/std": "population standard deviation of those rewards",
     "reward/PART": "mean of one reward function over the responses of tasks that have it, unweighted",
     "reward/overlong": "mean share of algorithm.overlong_penalty that a response pays for its length; only with algorithm.overlong_buffer",
-    "reward/zero_std_fraction": "share of groups whose rewards are all equal, so that nothing can be learned from them",
+    "reward/zero_std_fraction": "share of groups whose rewards are all equal, so that nothing can be learned from them; not where all groups are of one response",
     "length/mean": "mean tokens of a response",
     "length/max": "most tokens of a response",
     "length/truncated_fraction": "share of responses truncated at rollout.max_tokens",
@@ -270,10 +270,10 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
     by_part = world.sum_by_name(parts)
     rewards = torch.tensor([t.reward for t in ts], dtype=torch.float64)
     silent = sum(1.0 for g in groups if max(t.reward for t in g) == min(t.reward for t in g))
-    counts = [len(ts), len(groups), silent]
+    counts = [len(ts), len(groups), silent, sum(len(g) > 1 for g in groups)]
     sums = [rewards.sum(), sum(t.num_chosen for t in ts), sum(t.finish == "length" for t in ts)]
     local = torch.tensor([*counts, *sums, *_talked(ts)], dtype=torch.float64)
-    answers, drawn, silent_sum, reward, length, cut, *talked = world.sum(local).tolist()
+    answers, drawn, silent_sum, compared, reward, length, cut, *talked = world.sum(local).tolist()
     mean = reward / max(answers, 1)
     squares = float(world.sum((rewards - mean).square().sum()))
     return (
@@ -287,7 +287,8 @@ def describe(groups: Sequence[Sequence[Trajectory]], world: World) -> dict[str, 
                 for name, value in by_part.items()
                 if not name.endswith("\0")
             },
-            "reward/zero_std_fraction": silent_sum / max(drawn, 1),
+            # Of groups of one response each (ppo, reinforce_pp) nothing is compared.
+            **({"reward/zero_std_fraction": silent_sum / drawn} if compared else {}),
             "length/mean": length / max(answers, 1),
             "length/max": world.max(max((float(t.num_chosen) for t in ts), default=0.0)),
             "length/truncated_fraction": cut / max(answers, 1),

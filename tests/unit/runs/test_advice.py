@@ -182,7 +182,7 @@ def test_a_recorded_bad_run_fires_exactly_its_rule(name):
 
 
 def test_groups_of_one_response_are_not_called_equal():
-    """As `lightrft train tiny ppo` was, with 100 % of its groups."""
+    """As folders of former versions have it of `lightrft train tiny ppo`, with 100 % of its groups."""
     rows = with_course(20, reward__zero_std_fraction=flat(1.0))
     assert rules(advise(Facts(rows, {"rollout.group_size": 2}))) == ["zero_variance"]
     assert rules(advise(Facts(rows, {"rollout.group_size": 1}))) == []

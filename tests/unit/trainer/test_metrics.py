@@ -39,6 +39,11 @@ def test_a_group_whose_rewards_are_equal_has_no_signal():
     assert describe(judged([[1, 0], [1, 1], [0, 0], [0.1, 0.1]]), World())["reward/zero_std_fraction"] == 0.75
 
 
+def test_groups_of_one_response_have_no_share_of_equal_ones():
+    assert "reward/zero_std_fraction" not in describe(judged([[1], [0], [0]]), World())
+    assert describe(judged([[1, 0], [1], [0]]), World())["reward/zero_std_fraction"] == pytest.approx(2 / 3)
+
+
 def test_lengths_and_cut_answers_are_described():
     found = describe(judged([[1, 0, 0]], lengths=[[2, 4, 0]], finish=["stop", "length", "stop"]), World())
     assert found["length/mean"] == 2
