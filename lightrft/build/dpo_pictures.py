@@ -43,6 +43,7 @@ def of_pictures(config: DPOConfig, run: Path, world: World) -> offline.Setup:
     dated(processor, run, world)
     comparisons = PictureComparisons(
         processor, config, drawn, compares=objective.compares, outputs=[objective.output], unnamed=OUTPUT, speaks=True,
+        kind=given.kind,
     )  # fmt: skip
     return offline.Setup(
         processor=processor,

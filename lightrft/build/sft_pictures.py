@@ -45,7 +45,7 @@ def of_pictures(config: SFTConfig, run: Path, world: World) -> offline.Setup:
         processor=processor,
         source=FlowSource(config.model),
         objective=PictureImitation(config, given=given),
-        prompts_of=partial(prompts_of, config, PictureDemonstrations(processor, config)),
+        prompts_of=partial(prompts_of, config, PictureDemonstrations(processor, config, given.kind)),
         opener=PicturesOpener(processor, config.tasks, given.state),
         engine=partial(build_engine, config, processor, sampled, FlowSource(config.model, learns=False)),
         sampled_tokens=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lightrft.config.checks import refuse_idle
 from lightrft.config.ranges import check_ranges
 
 
@@ -19,11 +20,19 @@ class GivenPicturesConfig:
     """Rows in pixels that pictures are scaled and cut to; 0: what the network was made for."""
     width: int = 0
     """Columns in pixels that pictures are scaled and cut to; 0: what the network was made for."""
+    frames: int = 1
+    """Frames of a clip, where the pipeline draws clips: its first ones, at pictures.fps. Responses are clips if it is above 1."""
+    fps: float = 16.0
+    """Frames per second that are taken of a clip. Wan 2.1 was made for 16."""
     max_text_tokens: int = 256
     """Tokens of the long text encoder (max_sequence_length); positions without text are read as well."""
 
     def __post_init__(self) -> None:
         check_ranges("pictures", self)
+        if self.frames == 1:
+            refuse_idle(
+                "pictures", self, ["fps"], because="pictures.frames=1", cure="set pictures.frames above 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

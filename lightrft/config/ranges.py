@@ -137,6 +137,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "masked": {"draws": COUNT, "canvas": NOT_NEGATIVE},
     "pictures": {
         "levels": COUNT,
+        "frames": COUNT,
+        "fps": POSITIVE,
         "height": NOT_NEGATIVE,
         "width": NOT_NEGATIVE,
         "max_text_tokens": COUNT,

@@ -1,4 +1,4 @@
-"""Pictures that were made for a text, for models that learn to draw them: rows are conversations in which the assistant answers with one picture."""
+"""Pictures, or clips, that were made for a text, for models that learn to draw them: rows are conversations in which the assistant answers with one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightrft.config import SFTConfig
 from lightrft.datasets.conversations import whole
-from lightrft.datasets.picture_pairs import picture_of
+from lightrft.datasets.picture_pairs import CALLED, medium_of
 from lightrft.datasets.prompts import prepare
 from lightrft.datasets.sides import Shown
 from lightrft.datasets.sources import BadRecords
@@ -24,6 +24,8 @@ class PictureDemonstrations:
 
     processor: Processor
     config: SFTConfig
+    kind: str
+    """What a response is: image or video."""
 
     def prompts(
         self, records: Iterable[Record], gold: Callable[[Record], str], *, held_out: bool
@@ -32,20 +34,22 @@ class PictureDemonstrations:
         bad, asked = BadRecords(self.config.tasks.on_bad_record), list[Record]()
         for record in records:
             try:
-                asked.append(_asked(record, gold, held_out))
+                asked.append(_asked(record, gold, held_out, self.kind))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 bad(str(error) if record.id in str(error) else f"{record.id}: {error}")
         if not asked:
+            name, kind = CALLED[self.kind], self.kind
+            file = {"image": "a.png", "video": "a.mp4"}[kind]
             raise ValueError(
-                f"no picture is left: {bad.skipped} rows are broken. A row has a text and the picture that is to be drawn for it, such as "
-                '{"prompt": "a red cube", "response": [{"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}]}.'
+                f"no {name} is left: {bad.skipped} rows are broken. A row has a text and the {name} that is to be drawn for it, such as "
+                f'{{"prompt": "a red cube", "response": [{{"role": "assistant", "content": [{{"type": "{kind}", "{kind}": "{file}"}}]}}]}}.'
             )
         return prepare(asked, self.processor, self.config.tasks)[0], bad.skipped
 
 
-def _asked(record: Record, gold: Callable[[Record], str], held_out: bool) -> Record:
-    """The record with its picture as target. ValueError for a response that is anything else."""
+def _asked(record: Record, gold: Callable[[Record], str], held_out: bool, kind: str) -> Record:
+    """The record with its picture, or its clip, as target. ValueError for a response that is anything else."""
     talk = whole(record, gold)
     first = next(place for place, turn in enumerate(talk) if turn["role"] == "assistant")
-    medium = picture_of(talk[first:], "the response")
-    return replace(record, messages=talk[:first], target=Shown(medium, held_out))
+    medium = medium_of(talk[first:], "the response", kind)
+    return replace(record, messages=talk[:first], target=Shown(medium, held_out, kind))

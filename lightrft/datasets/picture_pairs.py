@@ -1,9 +1,9 @@
-"""Comparisons of pictures that were drawn for a text, for models that draw."""
+"""Comparisons of pictures, or clips, that were drawn for a text, for models that draw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightrft.config import TaskConfig
@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from lightrft.models.processor import Processor
 
 
+CALLED = {"image": "picture", "video": "clip"}
+"""What media of a kind are called."""
+
+
 @dataclass(frozen=True)
 class PictureComparisons(Comparisons):
-    """Makes records into prompts whose target is a list of `Side`s with a picture each."""
+    """Makes records into prompts whose target is a list of `Side`s with a picture, or a clip, each."""
+
+    kind: str = field(kw_only=True)
+    """What a response is: image or video."""
 
     def _sides(self, record: Record) -> list[Side]:
         if not any(message["role"] == "user" for message in record.messages):
@@ -28,23 +35,25 @@ class PictureComparisons(Comparisons):
         sides = []
         for place, one in enumerate(record.target):
             tokens, mask = self.layout(record.messages, one["messages"])
-            medium = picture_of(one["messages"], f"response {place}")
-            sides.append(Side(tokens, self._grades(one["grades"]), mask, medium=medium))
+            medium = medium_of(one["messages"], f"response {place}", self.kind)
+            sides.append(Side(tokens, self._grades(one["grades"]), mask, medium=medium, kind=self.kind))
         self._check_grades(sides)
         return sides
 
 
-def picture_of(said: Sequence[Message], name: str) -> Any:
-    """The source of the picture that a response is. ValueError, naming the response, for one that is anything else."""
+def medium_of(said: Sequence[Message], name: str, kind: str) -> Any:
+    """The source of the picture (image), or the clip (video), that a response is. ValueError, naming the response, for one that is anything else."""
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise ValueError(f"{name} is not one of the assistant to the prompt.")
     found = parts(said)
     if (
-        [kind for kind, _ in found] != ["image"]
+        [its for its, _ in found] != [kind]
         or isinstance(said[0]["content"], str)
         or len(said[0]["content"]) > 1
     ):
-        raise ValueError(f"{name} is not one picture, which is what a pipeline that draws learns from.")
+        raise ValueError(
+            f"{name} is not one {CALLED[kind]}, which is what a pipeline that draws learns from: a part of type {kind}."
+        )
     return found[0][1]
 
 

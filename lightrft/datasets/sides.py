@@ -34,16 +34,20 @@ class Side(NamedTuple):
     """All that the model reads of a response that is, or is compared with, a picture, a clip or a sound, but for the one token that
     `token_ids` has, at which the score is read. None: the prompt that all responses share."""
     medium: Any = None
-    """The picture that is the response of a model that draws: its source or, once it is read, the state of it."""
+    """The picture, or clip, that is the response of a model that draws: its source or, once it is read, the state of it."""
+    kind: str = "image"
+    """What `medium` is: image or video."""
 
 
 class Shown(NamedTuple):
-    """The picture that a model which draws is to draw: the target of the prompts of `PictureDemonstrations`."""
+    """The picture, or clip, that a model which draws is to draw: the target of the prompts of `PictureDemonstrations`."""
 
     medium: Any
-    """The source of the picture or, once it is read, the state of it."""
+    """Its source or, once it is read, the state of it."""
     held_out: bool
     """Whether it is measured on and not learned from."""
+    kind: str = "image"
+    """What `medium` is: image or video."""
 
 
 def any_media(target: Sequence[Mapping[str, Any]]) -> bool:
@@ -61,7 +65,7 @@ def own_prompt(processor: Processor, record: Record, said: Sequence[Message], pl
 def answered_in_media(prompt: Prompt) -> list[list[dict[str, Any]]]:
     """The content of each response that is, or is compared with, a picture, a clip or a sound; empty where all are tokens alone."""
     if isinstance(prompt.target, Shown):
-        return [[{"type": "image", "image": prompt.target.medium}]]
+        return [[_part(prompt.target)]]
     found = []
     for side in prompt.target if isinstance(prompt.target, list) else ():
         if side.prompt is not None:  # `shown` puts it behind what was asked
@@ -69,8 +73,12 @@ def answered_in_media(prompt: Prompt) -> list[list[dict[str, Any]]]:
                 as_parts(side.prompt.messages[-1]["content"])[len(as_parts(prompt.messages[-1]["content"])) :]
             )
         elif side.medium is not None:
-            found.append([{"type": "image", "image": side.medium}])
+            found.append([_part(side)])
     return found
+
+
+def _part(given: Shown | Side) -> dict[str, Any]:
+    return {"type": given.kind, given.kind: given.medium}
 
 
 class SidesOpener(Opener):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from lightrft.media.pictures import fitted, picture
 from lightrft.media.sources import STANDARD, Limits, MediaError, file_of, made, stated_rate
 from lightrft.utils.imports import require
+
+Wanted = Callable[[float, int], list[float]]
+"""Seconds and number of frames of a video -> times at which it is looked at, in order."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,36 @@ def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int, limits: L
     frames gives all it has. Frames that come as an array (F, H, W, 3) or a list of pictures, without a rate of their
     own, are taken to be sampled at `fps` already; {"frames": ..., "fps": ...} states the rate.
     """
+    wanted = partial(_wanted, fps=fps, most=max_frames)
+    return _sampled(source, wanted, fps=fps, max_pixels=max_pixels, limits=limits)
+
+
+def opening(
+    source: Any, *, fps: float, frames: int, max_pixels: int, limits: Limits = STANDARD
+) -> NDArray[np.uint8]:
+    """(F, H, W, 3) RGB: what a video shows in its first `frames` / `fps` seconds, from each 1 / fps of a second the frame in the middle.
+
+    So what moves keeps its speed. MediaError for a video that is shorter, or has fewer frames to a second: none is given twice.
+    Frames without a rate of their own are taken as `clip` takes them.
+    """
+
+    def wanted(duration: float, count: int) -> list[float]:
+        if round(duration * fps) < frames or count < frames:
+            raise MediaError(
+                f"{made(source)[1]}: {count} frames in {duration:.3g} s, where {frames} at {fps:g} to a second are taken."
+            )
+        return [(place + 0.5) / fps for place in range(frames)]
+
+    found = _sampled(source, wanted, fps=fps, max_pixels=max_pixels, limits=limits).frames
+    if len(found) < frames:
+        raise MediaError(
+            f"{made(source)[1]}: {len(found)} frames where {frames} at {fps:g} to a second are taken."
+        )
+    return found
+
+
+def _sampled(source: Any, wanted: Wanted, *, fps: float, max_pixels: int, limits: Limits) -> Clip:
+    """The frames of a video that are on display at the times that are `wanted`, each once. `fps`: the rate of frames without one."""
     source, name = made(source)
     if isinstance(source, Mapping) and source.get("frames") is not None:
         frames, given = source["frames"], stated_rate(source.get("fps") or fps, name)
@@ -44,18 +78,18 @@ def clip(source: Any, *, fps: float, max_frames: int, max_pixels: int, limits: L
         frames, given = source, fps
     else:
         file = file_of(source, name, limits)
-        return _read_clip(file, name, fps=fps, max_frames=max_frames, max_pixels=max_pixels, limits=limits)
+        return _read_clip(file, name, wanted, max_pixels=max_pixels, limits=limits)
     if not len(frames):
         raise MediaError(f"{name}: the clip has no frames.")
     duration = len(frames) / given
-    times = _wanted(duration, fps, min(max_frames, len(frames)))
-    kept = [min(int(t * given), len(frames) - 1) for t in times]
+    places = (min(int(t * given), len(frames) - 1) for t in wanted(duration, len(frames)))
+    kept = list(dict.fromkeys(places))
     pictures = [np.asarray(picture(frames[place], max_pixels=max_pixels, limits=limits)) for place in kept]
     return _clip(pictures, [place / given for place in kept], duration, name)
 
 
-def _wanted(duration: float, fps: float, most: int) -> list[float]:
-    count = min(most, max(1, round(duration * fps)))
+def _wanted(duration: float, count: int, *, fps: float, most: int) -> list[float]:
+    count = min(most, count, max(1, round(duration * fps)))
     return [(place + 0.5) * duration / count for place in range(count)]
 
 
@@ -65,14 +99,12 @@ def _clip(frames: Sequence[NDArray[Any]], seconds: list[float], duration: float,
     return Clip(np.stack(frames), seconds, len(frames) / duration, duration)
 
 
-def _read_clip(
-    file: str | io.BytesIO, name: str, *, fps: float, max_frames: int, max_pixels: int, limits: Limits
-) -> Clip:
+def _read_clip(file: str | io.BytesIO, name: str, wanted: Wanted, *, max_pixels: int, limits: Limits) -> Clip:
     hidden = _hidden(file, name)
     with _opened_clip(file, name) as (container, stream):
         limits.check_pixels(stream.width, stream.height, name)
         start, duration, count = _extent(container, stream, name, hidden)
-    times = _wanted(duration, fps, min(max_frames, count))
+    times = wanted(duration, count)
     frames, seconds = [], []
     with _opened_clip(file, name) as (container, stream):
         for time, frame in _at(times, _timed(container, stream, start)):

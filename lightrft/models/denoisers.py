@@ -215,6 +215,13 @@ def _standard(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, sd
 
 
+def frames_encode(vae: Any, x: Tensor) -> Tensor:
+    """Latents of clips (B, 3, F, H, W) by a VAE of clips, standardised channel by channel: the inverse of what `frames_decode` does before the VAE."""
+    found: Tensor = vae.encode(x.to(next(vae.parameters()).dtype), return_dict=False)[0].mode()
+    mean, sd = _standard(vae, found)
+    return (found - mean) / sd
+
+
 def _still_decode(vae: Any, x: Tensor) -> Tensor:
     """Pictures by a VAE of clips: their first frames."""
     return frames_decode(vae, x[:, :, None])[:, :, 0]
@@ -222,10 +229,7 @@ def _still_decode(vae: Any, x: Tensor) -> Tensor:
 
 def _still_encode(vae: Any, x: Tensor) -> Tensor:
     """Latents of pictures by a VAE of clips, as clips of one frame."""
-    clips = x[:, :, None].to(next(vae.parameters()).dtype)
-    found: Tensor = vae.encode(clips, return_dict=False)[0].mode()
-    mean, sd = _standard(vae, found)
-    return ((found - mean) / sd)[:, :, 0]
+    return frames_encode(vae, x[:, :, None])[:, :, 0]
 
 
 def _wan_conditions(pipe: Any, asked: Asked) -> dict[str, Tensor]:
@@ -290,7 +294,8 @@ FAMILIES: dict[str, Family] = {
     "WanTransformer3DModel": Family(
         ("WanPipeline",), _wan_conditions, _wan_shapes, _plain_forward, channels=lambda s: int(s["in_channels"]),
         patch=lambda s: int(s["patch_size"][1]), sides=lambda _: (60, 104), long="tokenizer",
-        scale=lambda vae: int(vae["scale_factor_spatial"]), decode=frames_decode, frames=lambda vae: int(vae["scale_factor_temporal"]),
+        scale=lambda vae: int(vae["scale_factor_spatial"]), decode=frames_decode, encode=frames_encode,
+        frames=lambda vae: int(vae["scale_factor_temporal"]),
     ),
     # Stable Diffusion 1 and 2 (Rombach et al. 2022, https://arxiv.org/abs/2112.10752), SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952).
     "UNet2DConditionModel": Family(

@@ -1,4 +1,4 @@
-"""Given pictures as responses: noise is put into them, and a network says what was put in.
+"""Given pictures, or clips, as responses: noise is put into them, and a network says what was put in.
 
 Its squared error is what is learned to draw them: of a flow, flow matching (Lipman et al. 2022, https://arxiv.org/abs/2210.02747, eq. 14; the straight
 path of Liu et al. 2022, https://arxiv.org/abs/2209.03003, eq. 1), of a diffusion model what Ho et al. 2020 (https://arxiv.org/abs/2006.11239, eq. 14) have.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import DenoiseConfig, DPOConfig, GivenPicturesConfig, SFTConfig, TaughtPicturesConfig
+from lightrft.media.clips import opening
 from lightrft.media.pictures import picture
 from lightrft.models.demands import check_parts
 from lightrft.models.media import limits_of
@@ -32,7 +33,7 @@ GIVEN = "pictures"
 
 @dataclass(frozen=True)
 class GivenPictures:
-    """A diffusion pipeline that learns from pictures that it did not draw."""
+    """A diffusion pipeline that learns from pictures, or clips, that it did not draw."""
 
     config: DPOConfig | SFTConfig
     pipeline: Pipeline
@@ -47,21 +48,23 @@ class GivenPictures:
         path = f"model.path={config.model.path} is a diffusion pipeline"
         check_parts(config, path)
         pipeline.check()
-        if pipeline.frames:
-            raise ValueError(
-                f"{path} that draws clips, and given responses are pictures. Take a pipeline that draws pictures."
-            )
         drawing = drawing_of(pipeline, options)
         check_text(pipeline, drawing, GIVEN)
         FlowSource(config.model).check_adapters()
         shape, width = state_shape(pipeline, drawing, GIVEN)
-        if not pipeline.has_vae and shape[0] not in (1, 3):
+        if not pipeline.has_vae and (pipeline.frames or shape[0] not in (1, 3)):
+            states = "clips" if pipeline.frames else f"{shape[0]} channels"
             raise ValueError(
-                f"{path} without a VAE, whose states have {shape[0]} channels: no pixels. Take one with its VAE."
+                f"{path} without a VAE, whose states have {states}: no pixels. Take one with its VAE."
             )
         found = cls(config, pipeline, PictureProcessor(pipeline, drawing, shape, width, GIVEN), device)
         _ = found.schedule.levels
         return found
+
+    @property
+    def kind(self) -> str:
+        """What a response is: image, or video."""
+        return "image" if self.config.pictures.frames == 1 else "video"
 
     @property
     def num_levels(self) -> int:
@@ -82,21 +85,41 @@ class GivenPictures:
 
     @torch.no_grad()
     def state(self, source: Any) -> Tensor:
-        """The state (C, H, W) float32 of a picture, scaled and cut to the size that is drawn. MediaError for one that cannot be read."""
-        image = picture(source, max_pixels=self.config.media.max_pixels, limits=limits_of(self.config.media))
-        channels, rows, columns = self.processor.shape
-        scale = self.pipeline.scale if self.pipeline.has_vae else 1
-        fit = require("PIL.ImageOps", "media").fit
-        image = fit(
-            image, (columns * scale, rows * scale), method=require("PIL.Image", "media").Resampling.BICUBIC
-        )
-        x = torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0).float() / 127.5 - 1
+        """The state float32 of a picture (C, H, W), or of a clip (C, F, H, W) where the pipeline draws clips, scaled and cut to the size that is drawn.
+        MediaError for one that cannot be read, and for a clip that is too short."""
+        x = torch.stack([self._pixels(image) for image in self._images(source)], 1)  # (C, F, H, W)
+        if not self.pipeline.frames:
+            x = x[:, 0]
         if not self.pipeline.has_vae:
-            return x if channels == 3 else x.mean(0, keepdim=True)
-        found: Tensor = self.pipeline.family.encode(self.vae, x[None].to(next(self.vae.parameters()).device))[
-            0
-        ]
+            return x if self.processor.shape[0] == 3 else x.mean(0, keepdim=True)
+        device = next(self.vae.parameters()).device
+        found: Tensor = self.pipeline.family.encode(self.vae, x[None].to(device))[0]
+        if found.shape != self.processor.shape:
+            raise ValueError(
+                f"the VAE of model.path={self.config.model.path} makes {tuple(found.shape)} of {tuple(x.shape)}, where the network draws "
+                f"{self.processor.shape}. Take the VAE that it was trained with."
+            )
         return found.float().cpu()
+
+    def _images(self, source: Any) -> list[Any]:
+        """The picture, or the frames of the clip."""
+        options, media = self.config.pictures, self.config.media
+        limits = limits_of(media)
+        if options.frames == 1:
+            return [picture(source, max_pixels=media.max_pixels, limits=limits)]
+        frames = opening(
+            source, fps=options.fps, frames=options.frames, max_pixels=media.max_pixels, limits=limits
+        )
+        made = require("PIL.Image", "media").fromarray
+        return [made(frame) for frame in frames]
+
+    def _pixels(self, image: Any) -> Tensor:
+        """(C, H, W) float32 within -1 and 1."""
+        rows, columns = self.processor.shape[-2:]
+        scale = self.pipeline.scale if self.pipeline.has_vae else 1
+        bicubic = require("PIL.Image", "media").Resampling.BICUBIC
+        fitted = require("PIL.ImageOps", "media").fit(image, (columns * scale, rows * scale), method=bicubic)
+        return torch.from_numpy(np.asarray(fitted).copy()).movedim(-1, 0).float() / 127.5 - 1
 
     def noised(self, state: Tensor, noise: Tensor, places: Tensor) -> Tensor:
         """(K, 2, ...): the state with noise (K, ...) of levels `places` (K,) in it, and what the network should predict there."""
@@ -121,6 +144,6 @@ def drawing_of(pipeline: Pipeline, options: GivenPicturesConfig) -> DenoiseConfi
     """How the pipeline would draw pictures like given ones."""
     return DenoiseConfig(
         noise=pipeline.ladder.noises[0],  # type: ignore[arg-type]
-        height=options.height, width=options.width, max_text_tokens=options.max_text_tokens,
+        height=options.height, width=options.width, frames=options.frames, max_text_tokens=options.max_text_tokens,
         guidance=options.guidance if isinstance(options, TaughtPicturesConfig) else 1.0,
     )  # fmt: skip

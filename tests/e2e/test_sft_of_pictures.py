@@ -12,6 +12,8 @@ pytest.importorskip("diffusers", reason="diffusers is not installed: pip install
 
 from lightrft.datasets import response_file
 from tests.e2e.runs import GIVEN_PICTURES, cut_back, rows
+from tests.pipelines import wan_pipeline
+from tests.unit.media.test_parts import write_clip
 
 FILE = "diffusion_pytorch_model.safetensors"
 RUN = GIVEN_PICTURES
@@ -58,6 +60,43 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(lightrft, taught_t
     found, right = weights(lightrft.cwd / "cut"), weights(taught_to_draw)
     assert all(torch.equal(found[name], weight) for name, weight in right.items())
     assert updates(lightrft.cwd / "cut") == updates(taught_to_draw)
+
+
+def test_clips_are_learned_and_shown_beside_those_that_are_drawn(lightrft, tmp_path):
+    """Rows with files of clips; one is too short, and skipped."""
+    wan_pipeline().save_pretrained(tmp_path / "wan")
+    made = [write_clip(tmp_path / f"{n}.mp4", seconds=n, fps=4, size=(16, 16)) for n in (1, 2, 3, 4)]
+    said = [[{"role": "assistant", "content": [{"type": "video", "video": str(clip)}]}] for clip in made]
+    asked = [{"prompt": f"clip {n}", "response": one} for n, one in enumerate(said)]
+    for name, some in (("learned", asked[:3]), ("held", asked[3:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
+    files = (
+        "--tasks.train-file",
+        tmp_path / "learned.jsonl",
+        "--tasks.evaluate-file",
+        tmp_path / "held.jsonl",
+    )
+    size = (
+        "--pictures.height",
+        "16",
+        "--pictures.width",
+        "16",
+        "--pictures.frames",
+        "5",
+        "--pictures.fps",
+        "4",
+    )
+    told = lightrft(
+        "sft", "--model.path", tmp_path / "wan", "--tasks.train", "file", "1", "--tasks.evaluate", "file", "1", *files, *size, "--steps", "2",
+        "--batch-size", "2", "--tasks.on-bad-record", "skip", "--pictures.max-text-tokens", "8", "--pictures.sampled-steps", "2", "--log.held-out-prompts", "1",
+        "--log.tensorboard=false", "--log.curves=false", "--log.progress=false", "--run", "run",
+    )  # fmt: skip
+    assert "1.mp4: 4 frames in 1 s, where 5 at 4 to a second are taken" in told
+    assert [row["error"] > 0 for row in updates(lightrft.cwd / "run")] == [True, True]
+    given = response_file.read(lightrft.cwd / "run/trajectories/step-000002.parquet")[1]
+    (copy,) = (lightrft.cwd / "run/media").glob("*.webp")
+    assert copy.name in json.dumps(given)
+    assert "[video 4.mp4]" in lightrft("view", "run", "--step", "2")
 
 
 def test_the_plan_of_such_a_run_is_shown(lightrft, drawn_pipeline):

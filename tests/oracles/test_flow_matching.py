@@ -27,26 +27,26 @@ from lightrft.config.training import UpdateConfig
 from lightrft.datasets.sides import Shown
 from lightrft.engines.denoise import normals
 from lightrft.engines.sampling import stream
+from lightrft.media.sources import MediaError
 from lightrft.parallel.world import World
 from lightrft.strategy.memory import Phase
 from lightrft.trainer.batching import pack
 from lightrft.trainer.given_pictures import drawn_noise
 from lightrft.types import Record
-from tests.oracles.test_picture_preference import KINDS, noisy, predicted
+from tests.oracles.test_picture_preference import KINDS, medium, noisy, of_size, predicted
 from tests.pipelines import flux_pipeline, sd3_pipeline, wan_pipeline
 
 
 def settings(folder, **changes):
-    words = 256 if (folder / "unet").is_dir() else 8
-    pictures = {"height": 16, "width": 16, "max_text_tokens": words, **changes.pop("pictures", {})}
+    pictures = of_size(folder) | changes.pop("pictures", {})
     plain = {"batch_size": 2, "model": ModelConfig(path=str(folder)), "steps": 1}
     return SFTConfig(**{**plain, **changes}, pictures=TaughtPicturesConfig(**pictures))
 
 
 def opened(setup, text="the digit five", seed=0, held_out=False):
-    """A text with its picture, both read."""
-    picture = np.random.default_rng(seed).integers(0, 256, (20, 32, 3), np.uint8)
-    record = Record("0", [{"role": "user", "content": text}], Shown(picture, held_out), "drawn")
+    """A text with its picture, or its clip, both read."""
+    given = medium(seed, "clip" if setup.objective.given.pipeline.frames else "picture")
+    record = Record("0", [{"role": "user", "content": text}], Shown(given, held_out), "drawn")
     return setup.opener(setup.processor.prompt(record))
 
 
@@ -69,7 +69,7 @@ def test_error_and_gradient_are_those_of_a_plain_loop(taught):
     noise = torch.cat([normals(key, 1 + k, setup.processor.shape) for k in range(3)])
     x = prompt.target.medium.expand(3, *setup.processor.shape)
     state, target = noisy(kind, pipeline.scheduler, x, noise, times)
-    expected = (predicted(kind, module, state, times, prompt) - target).pow(2).mean(dim=[1, 2, 3])
+    expected = (predicted(kind, module, state, times, prompt) - target).pow(2).flatten(1).mean(1)
     assert len(set(answer.token_ids)) == 3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weights = [p for p in module.parameters() if p.requires_grad]
@@ -131,7 +131,7 @@ def test_levels_are_drawn_evenly_or_most_in_the_middle_as_published(taught):
 def test_a_share_of_the_pictures_is_learned_without_text_and_none_that_is_held_out(taught):
     setup = taught[2]
     objective = replace(setup.objective, config=replace(setup.objective.config, pictures=TaughtPicturesConfig(
-        text_dropout=0.3, height=16, width=16, max_text_tokens=setup.processor.config.max_text_tokens)))  # fmt: skip
+        text_dropout=0.3, height=16, width=16, max_text_tokens=setup.processor.config.max_text_tokens, frames=setup.processor.config.frames)))  # fmt: skip
     prompt, held_out = opened(setup), opened(setup, held_out=True)
     untold = setup.processor.untold(prompt).media
     assert any(not torch.equal(untold[name], c) for name, c in prompt.media.items())
@@ -219,22 +219,46 @@ def test_what_pictures_have_not_is_refused_by_name(name, tmp_path):
         of_pictures(settings(tmp_path, **changes), tmp_path, World())
 
 
-def test_clips_are_refused_and_so_are_pictures_where_a_language_model_learns(tmp_path):
+def test_a_clip_is_what_the_vae_of_diffusers_makes_of_its_first_frames(tmp_path):
+    """Of frames of 4 x 4 pixels in one colour each, which no scaling changes, at half of the rate of the clip: every second one."""
+    pipeline = wan_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    setup = of_pictures(settings(tmp_path, pictures={"fps": 8.0}), tmp_path, World())
+    colours = np.random.default_rng(0).integers(0, 256, (11, 1, 1, 3), np.uint8)
+    found = setup.objective.given.state({"frames": colours.repeat(4, 1).repeat(4, 2), "fps": 16.0})
+    taken = torch.from_numpy(colours[[1, 3, 5, 7, 9]]).permute(3, 0, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = pipeline.vae.encode(taken.expand(3, 5, 16, 16)[None]).latent_dist.mode()
+    mean, deviation = (
+        torch.tensor(n).view(4, 1, 1, 1)
+        for n in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
+    )
+    torch.testing.assert_close(found, (latents[0] - mean) / deviation, rtol=1e-5, atol=1e-5)
+    assert found.shape == setup.processor.shape == (4, 3, 8, 8)
+    odd = of_pictures(settings(tmp_path, pictures={"frames": 3, "fps": 16.0}), tmp_path, World())
+    with pytest.raises(
+        ValueError, match=r"makes \(4, 1, 8, 8\) of \(3, 3, 16, 16\), where the network draws \(4, 2, 8, 8\)"
+    ):
+        odd.objective.given.state(colours.repeat(4, 1).repeat(4, 2))
+    with pytest.raises(MediaError, match="4 frames in 0.25 s, where 5 at 8 to a second are taken"):
+        setup.objective.given.state({"frames": colours[:4].repeat(4, 1).repeat(4, 2), "fps": 16.0})
+
+
+def test_pictures_are_refused_where_a_language_model_learns(tmp_path):
     wan_pipeline().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="draws clips, and given responses are pictures"):
-        of_pictures(settings(tmp_path), tmp_path, World())
     config = settings(tmp_path, model=ModelConfig(path="random:llama"), pictures={"text_dropout": 0.1})
     with pytest.raises(ValueError, match="pictures.* has no effect with model.path=random:llama"):
         next(make for holds, make in SFT_KINDS if holds(config.model))(config, tmp_path, World())
 
 
 def test_rows_without_a_picture_are_bad_records_and_a_broken_picture_is_skipped(taught, tmp_path):
-    _, _, setup = taught
+    kind, _, setup = taught
+    part, name = ("video", "clip") if kind == "clip" else ("image", "picture")
     demonstrations = setup.prompts_of.args[1]
     tasks = replace(demonstrations.config.tasks, on_bad_record="skip")
     lenient = replace(demonstrations, config=replace(demonstrations.config, tasks=tasks))
     asked = [{"role": "user", "content": "a two"}]
-    image = {"type": "image", "image": str(tmp_path / "absent.png")}
+    image = {"type": part, part: str(tmp_path / "absent")}
     said = {"picture": [image], "words": "two", "both": [image, {"type": "text", "text": "two"}]}
     rows = [Record(n, asked, [{"role": "assistant", "content": c}], "drawn") for n, c in said.items()]
     prompts, broken = lenient.prompts(rows, str, held_out=False)
@@ -243,5 +267,5 @@ def test_rows_without_a_picture_are_bad_records_and_a_broken_picture_is_skipped(
     opener = type(setup.opener)(setup.processor, tasks, setup.objective.given.state)
     assert opener(prompts[0]) is None
     assert opener.bad.skipped == 1
-    with pytest.raises(ValueError, match="no picture is left: 2 rows are broken"):
+    with pytest.raises(ValueError, match=f"no {name} is left: 2 rows are broken"):
         lenient.prompts(rows[1:], str, held_out=False)

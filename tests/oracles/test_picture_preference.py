@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -35,14 +36,27 @@ KINDS = {
     "velocity": lambda: sd_pipeline(prediction_type="v_prediction"),
     "picture": lambda: sd_pipeline(prediction_type="sample"),
     "flow": sd3_pipeline,
+    "clip": wan_pipeline,
 }
+FLOWS = ("flow", "clip")
 
 
 def settings(folder, **changes):
-    size = 256 if (folder / "unet").is_dir() else 8
-    pictures = {"height": 16, "width": 16, "max_text_tokens": size, **changes.pop("pictures", {})}
+    pictures = of_size(folder) | changes.pop("pictures", {})
     plain = {"options": {"beta": BETA}, "batch_size": 2, "model": ModelConfig(path=str(folder))}
     return DPOConfig(**{**plain, **changes}, pictures=GivenPicturesConfig(**pictures))
+
+
+def of_size(folder):
+    """Settings of small pictures or, of what draws clips, of clips of five frames."""
+    small = {"height": 16, "width": 16, "max_text_tokens": 256 if (folder / "unet").is_dir() else 8}
+    return small | ({"frames": 5} if "WanPipeline" in (folder / "model_index.json").read_text() else {})
+
+
+def medium(seed, kind):
+    """A picture, or a clip with two frames more than are taken."""
+    shape = (7, 20, 32, 3) if kind == "clip" else (20, 32, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -52,9 +66,8 @@ def pair(request, tmp_path_factory):
     pipeline = KINDS[request.param]()
     pipeline.save_pretrained(folder)
     setup = of_pictures(settings(folder, pictures={"levels": 3}), folder, World())
-    g = np.random.default_rng(0)
     sides = [
-        Side([0], {"preference": grade}, [True], medium=g.integers(0, 256, (20, 32, 3), np.uint8))
+        Side([0], {"preference": grade}, [True], medium=medium(int(grade), request.param))
         for grade in (1.0, 0.0)
     ]
     record = Record("0", [{"role": "user", "content": "the digit five"}], sides, "pairs")
@@ -64,14 +77,14 @@ def pair(request, tmp_path_factory):
 def predicted(kind, network, state, times, prompt):
     """What the network of diffusers says of states."""
     given = {name: c.expand(len(state), *c.shape[1:]) for name, c in prompt.media.items()}
-    if kind == "flow":
+    if kind in FLOWS:
         return network(hidden_states=state, timestep=times, return_dict=False, **given)[0]
     return network(state, times, return_dict=False, **given)[0]
 
 
 def noisy(kind, scheduler, x, e, times):
     """State and target by the scheduler of diffusers."""
-    if kind == "flow":
+    if kind in FLOWS:
         scheduler.set_timesteps(scheduler.config.num_train_timesteps)
         return scheduler.scale_noise(x, times, e), e - x
     target = {"noise": e, "velocity": scheduler.get_velocity(x, e, times.long()), "picture": x}[kind]
@@ -86,7 +99,7 @@ def published(kind, pipeline, policy, reference, prompt, answers, noise, times):
             x = side.medium.expand(len(noise), *side.medium.shape)
             state, target = noisy(kind, pipeline.scheduler, x, noise, times)
             found = predicted(kind, network, state, times, prompt)
-            errors.append((found - target).pow(2).mean(dim=[1, 2, 3]).mean())
+            errors.append((found - target).pow(2).flatten(1).mean(1).mean())
     w, l_, w_ref, l_ref = errors
     return -logsigmoid(-0.5 * BETA * ((w - l_) - (w_ref - l_ref)))
 
@@ -135,8 +148,9 @@ def test_both_sides_get_the_same_noise_which_depends_on_seed_and_group_alone(pai
     one, other = objective.responses(prompt, 5)
     assert one.token_ids == other.token_ids
     assert all(0 <= place < objective.given.num_levels for place in one.token_ids)
-    level = objective.given.schedule.levels.before[torch.tensor(one.token_ids)].view(-1, 1, 1, 1)
-    share = (1 - level) if kind == "flow" else level.sqrt()
+    level = objective.given.schedule.levels.before[torch.tensor(one.token_ids)]
+    level = level.view(-1, *[1] * prompt.target[0].medium.dim())
+    share = (1 - level) if kind in FLOWS else level.sqrt()
     pictures = prompt.target[0].medium - prompt.target[1].medium
     torch.testing.assert_close(one.states[:, 0] - other.states[:, 0], share * pictures, rtol=1e-4, atol=1e-5)
     again, later = objective.responses(prompt, 5)[0], objective.responses(prompt, 6)[0]
@@ -243,22 +257,32 @@ def test_the_vae_is_on_the_device_only_while_pictures_are_read(pair):
     assert plan._rows["vae"] == (residents["vae"], {Phase.SCORE})
 
 
-def test_clips_are_refused(tmp_path):
-    wan_pipeline().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="draws clips, and given responses are pictures"):
-        of_pictures(settings(tmp_path), tmp_path, World())
+def test_clips_without_a_vae_or_where_pictures_are_drawn_are_refused(tmp_path):
+    wan_pipeline().save_pretrained(tmp_path / "wan")
+    index = tmp_path / "wan/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"vae": [None, None]}))
+    with pytest.raises(ValueError, match="without a VAE, whose states have clips: no pixels"):
+        of_pictures(settings(tmp_path / "wan", pictures={"frames": 5}), tmp_path, World())
+    sd3_pipeline().save_pretrained(tmp_path / "sd3")
+    with pytest.raises(
+        ValueError, match="^pictures.frames=3: .* draws pictures, not clips. Set pictures.frames=1"
+    ):
+        of_pictures(settings(tmp_path / "sd3", pictures={"frames": 3}), tmp_path, World())
+    with pytest.raises(ValueError, match="pictures.fps=8.0 has no effect with pictures.frames=1"):
+        settings(tmp_path / "sd3", pictures={"fps": 8.0})
 
 
 def test_a_response_that_is_no_picture_is_a_bad_record_and_a_broken_picture_skips_the_whole_pair(
     pair, tmp_path, caplog
 ):
-    _, _, setup, prompt = pair
+    kind, _, setup, prompt = pair
     comparisons = setup.prompts_of.args[1]
-    image = {"type": "image", "image": str(tmp_path / "absent.png")}
+    part = "video" if kind == "clip" else "image"
+    image = {"type": part, part: str(tmp_path / "absent")}
     sides = [
         {"messages": [{"role": "assistant", "content": [image]}], "grades": {"": 1.0}},
         {
-            "messages": [{"role": "assistant", "content": [{**image, "image": "other.png"}]}],
+            "messages": [{"role": "assistant", "content": [{**image, part: "other"}]}],
             "grades": {"": 0.0},
         },
     ]
@@ -277,7 +301,7 @@ def test_a_response_that_is_no_picture_is_a_bad_record_and_a_broken_picture_skip
     opener = type(setup.opener)(setup.processor, lenient.config.tasks, setup.objective.given.state)
     assert opener(kept[0]) is None
     assert opener.bad.skipped == 1
-    assert prompt.target[0].medium.dim() == 3
+    assert prompt.target[0].medium.shape == setup.processor.shape
 
 
 def test_losses_of_a_file_are_asked_for_the_same(tmp_path):

@@ -33,10 +33,10 @@ from lightrft.trainer.offline import OPEN_AT_ONCE
 
 @dataclass(frozen=True)
 class Encoder(Decoder):
-    """The VAE of a pipeline as it reads given pictures."""
+    """The VAE of a pipeline as it reads given pictures, or clips."""
 
-    size: tuple[int, int]
-    """Rows and columns of a picture in pixels."""
+    size: tuple[int, ...]
+    """Rows and columns of a picture in pixels, with the frames of a clip before them."""
 
     @cached_property
     def working(self) -> int:
@@ -177,5 +177,6 @@ def plan(config: OfflineConfig, hardware: Hardware, prompt: int, response: int) 
         2 if compared else 1
     ) * config.pictures.levels  # the responses of a pair are read in one batch
     rows = max(config.update.tokens_per_micro_batch // positions, together)
-    encoder = Encoder(pipeline, state, pipeline.size(drawing))
+    frames = (config.pictures.frames,) if pipeline.frames else ()
+    encoder = Encoder(pipeline, state, (*frames, *pipeline.size(drawing)))
     return GivenPicturesPlan(config, hardware, shape, frozen, rows * positions, 0, encoder, together)

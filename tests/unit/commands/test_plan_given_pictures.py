@@ -12,7 +12,7 @@ from lightrft.commands.plan import Hardware
 from lightrft.commands.plan.kinds import offline_plan_of
 from lightrft.config import RUNS, DPOConfig, SFTConfig, layers
 from lightrft.strategy.memory import Phase
-from tests.pipelines import sd3_pipeline
+from tests.pipelines import sd3_pipeline, wan_pipeline
 
 LARGE = ["--update.tokens-per-micro-batch", "100000"]
 
@@ -76,3 +76,12 @@ def test_what_draws_too_much_is_told_with_the_setting_of_pictures(folder):
     between = (sizes[Phase.ROLLOUT] + learning) / 2 / 2**30
     tight = replace(found, hardware=Hardware(1, between, reserve=0.0))
     assert "Lower log.held_out_prompts, or set pictures.sampled_steps=0." in tight.problems[-1]
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, DPOConfig])
+def test_clips_are_read_with_all_their_frames(kind, tmp_path):
+    """16 x 16 pixels of 5 frames are 8 x 8 numbers of 3, of 9 frames of 5, and a position is 2 x 2 of them; 8 are of text."""
+    wan_pipeline().save_pretrained(tmp_path)
+    short, long = (planned(tmp_path, kind, "--pictures.frames", frames) for frames in ("5", "9"))
+    assert (short.model.positions, long.model.positions) == (3 * 16 + 8, 5 * 16 + 8)
+    assert short.encoder.working < long.encoder.working
