@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -52,7 +53,9 @@ def model_of(path: str) -> str:
 
 
 def asked() -> Iterator[str]:
-    """What is typed, a line at a time, until the input ends."""
+    """What is typed, a line at a time, until the input ends; bytes that are no text become a sign for it."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         write("\n> ")
         line = sys.stdin.readline()

@@ -246,3 +246,24 @@ except ValueError as error:
 
 def test_types_of_the_public_functions_can_be_asked_for():
     assert typing.get_type_hints(lightrft.train)["return"] is lightrft.Run
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            lightrft.train,
+            r"lightrft.train: config is a dict. Give its options by name, as lightrft.train\(\*\*options\)",
+        ),
+        (lightrft.evaluate, "lightrft.evaluate: config is a dict"),
+        (lightrft.sft, "lightrft.sft: config is a dict.* or give a SFTConfig"),
+    ],
+)
+def test_a_dict_in_the_place_of_a_config_is_refused(call, told):
+    with pytest.raises(ValueError, match=told):
+        call({"steps": 3})
+
+
+def test_a_config_of_another_command_is_refused():
+    with pytest.raises(ValueError, match="lightrft.sft: config is a Config. Give a SFTConfig; layers"):
+        lightrft.sft(Config())
