@@ -80,6 +80,7 @@ def evaluate(
     Everything else, and errors, as of `train`.
     """
     given = Given("lightrft.evaluate")
+    _check_config(given, config, Config)
     words = _common(given, model, None, layers, settings)
     if data is not None:
         add_held_out(given, scored_by(data, rewards), Config, "data")
@@ -130,6 +131,20 @@ def _check_names(config: RunConfig) -> None:
         check_named(config)
 
 
+def _check_config(given: Given, config: Any, cls: type[Any]) -> None:
+    """ValueError for what is not the function's own class of settings."""
+    if config is None or isinstance(config, cls):
+        return
+    if isinstance(config, Mapping):
+        raise ValueError(
+            f"{given.called}: config is a dict. Give its options by name, as {given.called}(**options), or give a {cls.__name__}."
+        )
+    raise ValueError(
+        f"{given.called}: config is a {type(config).__name__}. Give a {cls.__name__}; layers and files are named as layers='grpo' or "
+        "layers=['grpo', 'mine.yaml']."
+    )
+
+
 def _run(
     command: str,
     cls: type[Any],
@@ -139,6 +154,7 @@ def _run(
     resume: Path | str | None,
 ) -> lightrft.Run:
     """A run by the function behind a command, and then its reader."""
+    _check_config(given, config, cls)
     run = expanded(str(resume), "resume") if resume is not None else None
     if run is not None and not RunFolder(run).is_run:
         raise ValueError(f"{given.called}: resume={run} is not the folder of a run.")

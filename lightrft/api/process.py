@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from lightrft.utils.inline import held
 P = ParamSpec("P")
 T = TypeVar("T")
 _GOING_ON = threading.Lock()
+MARKS = re.compile(r"[\^~]+")
+"""A line of a traceback that points into the one above it."""
 
 
 def one_line(function: Callable[P, T]) -> Callable[P, T]:
@@ -33,7 +36,8 @@ def one_line(function: Callable[P, T]) -> Callable[P, T]:
             if not is_explained(error):
                 raise
             if len(error.args) == 1 and isinstance(error.args[0], str):
-                error.args = (" ".join(line.strip() for line in error.args[0].splitlines()),)
+                lines = [line.strip() for line in error.args[0].splitlines()]
+                error.args = (" ".join(line for line in lines if not MARKS.fullmatch(line)),)
             raise error.with_traceback(None) from None
 
     return called

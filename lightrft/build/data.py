@@ -129,6 +129,8 @@ def build_eval_sets(config: Config, processor: Processor) -> tuple[list[EvalSet]
     """The held-out prompts, the same whatever the training settings, and their judge."""
     eval_sets, weights, opener = [], evaluated_tasks(config), Opener(processor, config.tasks)
     for name, task in load_tasks(weights).items():
+        if not task.max_tokens:  # rows of a user's own
+            task = replace(task, max_tokens=config.rollout.max_tokens)
         prompts = prompts_of(config, task, "evaluate", processor, eval_rewards(config, task))
         some = map(opener.written, prompts[: config.evaluate.limit or None])
         eval_sets.append(EvalSet(task, [prompt for prompt in some if prompt is not None], weights[name]))

@@ -23,6 +23,7 @@ from lightrft.models.masked import MaskedProcessor, reading_of
 from lightrft.models.masked_demands import ENGINE as REVEALS
 from lightrft.models.masked_demands import check_parts
 from lightrft.models.masking import Masking
+from lightrft.models.reward_source import check_writes
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.tasks.table import Split, Task
@@ -49,6 +50,7 @@ def of_words(config: SFTConfig, run: Path, world: World) -> offline.Setup:
     refuse_idle("masked", config.masked, because=because, cure="take a masked diffusion language model")
     refuse_pictures(config)
     processor = dated(load_processor(config.model, config.media), run, world)
+    check_writes(config.model)
     frozen = Source(config.model, learns=False)
     return offline.Setup(
         processor,

@@ -33,4 +33,4 @@ def push(args: Sequence[str]) -> int:
     run = run_folder(str(own.run))
     from lightrft.commands import push as command
 
-    return command.push(run, own.name, dry_run=own.dry_run, private=own.private)
+    return command.push(run, own.name, dry_run=own.dry_run, private=own.private, viewer=own.viewer)

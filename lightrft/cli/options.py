@@ -245,6 +245,9 @@ class PushOptions:
     """Show the card and the files, and upload nothing."""
     private: bool = False
     """Make the repository private if it is new."""
+    viewer: bool = False
+    """Upload run.html too, the run as `lightrft view --export` writes it: everybody who sees the model then sees its prompts and
+    responses."""
 
 
 @dataclass(frozen=True)

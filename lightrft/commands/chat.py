@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from lightrft.config import ModelConfig, RolloutConfig
 from lightrft.models.describe import context
 from lightrft.models.load import load_model, load_processor
 from lightrft.models.processor import Processor
+from lightrft.models.reward_source import check_writes
 from lightrft.runs.layout import RunFolder
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.device import pick_device
@@ -26,6 +28,7 @@ def chat(model: str, system: str, sampling: Sampling) -> int:
     """Talks until the input ends or /quit."""
     config = ModelConfig(path=model_of(model))
     processor = load_processor(config)
+    check_writes(config)
     module = load_model(config, pick_device("auto"), trainable=False)
     engine: Any = resolve(ENGINES, OWN, "engine")(module, processor, RolloutConfig())
     talk = Conversation(engine, processor, sampling, context(config), system)
@@ -52,7 +55,9 @@ def model_of(path: str) -> str:
 
 
 def asked() -> Iterator[str]:
-    """What is typed, a line at a time, until the input ends."""
+    """What is typed, a line at a time, until the input ends; bytes that are no text become a sign for it."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         write("\n> ")
         line = sys.stdin.readline()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import yaml
 from rich.console import Console
 
 from lightrft import __version__
+from lightrft.console.web import one_file
 from lightrft.models.folder import ADAPTER
 from lightrft.runs.layout import RunFolder
+from lightrft.runs.reader import Run
+from lightrft.runs.shareable import shareable
 from lightrft.utils.failures import first_line
 from lightrft.utils.hub import unreachable
 from lightrft.utils.paths import expanded
@@ -23,13 +27,19 @@ OF_RUNS = ("model", "adapter")
 """Folders of a run that hold a model."""
 ROW = ("advantage", "loss", "average", "clip", "kl_coefficient", "response_filter", "group_filter")
 """Settings of an algorithm that its row in the card has."""
+SETTINGS, VIEWER = "training.yaml", "run.html"
+VIEWER_MIB = 20.0
+"""Largest size of the run as one file for a browser."""
 
 
-def push(run: Path, name: str, *, dry_run: bool, private: bool) -> int:
-    """Uploads RUN/model, RUN/adapter if there is one, and the card; with `dry_run` only shows them."""
+def push(run: Path, name: str, *, dry_run: bool, private: bool, viewer: bool = False) -> int:
+    """Uploads RUN/model, RUN/adapter if there is one, the settings and the card, and with `viewer` the run as one file for a browser; with
+    `dry_run` only shows them."""
     files = RunFolder(run)
     check(files, name)
-    text, uploads = card(files), dict(uploaded(files))
+    text, uploads = card(files, viewer=viewer), dict(uploaded(files))
+    if viewer:
+        uploads[VIEWER] = _viewer(files)
     if dry_run:
         out = Console(soft_wrap=True, markup=False, highlight=False)
         out.print(text)
@@ -64,6 +74,16 @@ def uploaded(files: RunFolder) -> Iterator[tuple[str, bytes | Path]]:
             if file.is_file():
                 held = file if file.name != ADAPTER else _without_places(file)
                 yield below + file.relative_to(folder).as_posix(), held
+    settings = shareable(yaml.safe_load(files.config.read_text(encoding="utf-8")) or {})
+    yield SETTINGS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
+
+
+def _viewer(files: RunFolder) -> bytes:
+    """The run as `lightrft view --export` writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, VIEWER)
+        one_file.export([Run(files.path)], file, VIEWER_MIB)
+        return file.read_bytes()
 
 
 def _without_places(file: Path) -> bytes:
@@ -74,7 +94,7 @@ def _without_places(file: Path) -> bytes:
     return json.dumps(found, indent=2, sort_keys=True).encode()
 
 
-def card(files: RunFolder) -> str:
+def card(files: RunFolder, *, viewer: bool = False) -> str:
     """The model card of a finished run; of places on this machine only the last name is told."""
     config = yaml.safe_load(files.config.read_text(encoding="utf-8")) or {}
     summary = files.read_summary()
@@ -101,7 +121,12 @@ def card(files: RunFolder) -> str:
         _table(("what", "value"), rows),
         "## Scores on held-out data",
         _scores(summary),
-        "The settings of the run, `config.yaml`, are the whole recipe: `lightrft config` reads them.",
+        f"All settings of the run are in `{SETTINGS}`; of folders on the machine that it ran on the last part is told."
+        + (
+            f" `{VIEWER}` shows its curves, responses and evaluations in a browser: download it, and open it."
+            if viewer
+            else ""
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -35,7 +35,7 @@ def train(config: Config, resume: Path | None = None) -> Path:
         made = build_run(config, run, stack, started=started, resume=again)
         terminal.show = made.journal.progress.note
         if again and world.is_first:
-            keep_settings(run, config, made.done)
+            keep_settings(run, config, made.done, made.steps)
         made.train()
         if world.is_first:
             with explained(run):

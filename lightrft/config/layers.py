@@ -189,12 +189,20 @@ def undone(words: Sequence[str], cls: type[Any]) -> list[str]:
             found.append(f"{file.stem} sets tasks.rewards, and this command scores no responses: left out.")
         for name, value in _settings(file_flags(file, cls)):
             before = settings.get(name)
-            if before is not None and before[1] != value:
+            if before is not None and list(map(_number, before[1])) != list(map(_number, value)):
                 found.append(
                     f"{file.stem} sets {name} to {' '.join(value)}, which {before[0]} had set to {' '.join(before[1])}."
                 )
             settings[name] = file.stem, value
     return found
+
+
+def _number(text: str) -> float | str:
+    """The number that a text is, so that 3e-3 is 0.003; any other text as it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _settings(flags: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -200,7 +200,7 @@ class EvaluateConfig:
     top_p: float = 1.0
     """Sample among the likeliest tokens with this total probability."""
     max_tokens: int = 0
-    """Maximum tokens per response; 0: rollout.max_tokens."""
+    """Maximum tokens per response; 0: rollout.max_tokens, and in `lightrft evaluate` the task's own room, where it has one."""
     pass_k: list[int] = field(default_factory=lambda: [1])
     """k of pass@k; each at most samples."""
     majority_k: list[int] = field(default_factory=list)

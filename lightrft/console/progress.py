@@ -23,6 +23,7 @@ from lightrft.console.samples import side_by_side
 from lightrft.runs.curves import HELD_OUT_LOSSES, where_drawn
 from lightrft.runs.layout import RunFolder
 from lightrft.utils.amounts import clock
+from lightrft.utils.inline import PREFIX
 from lightrft.utils.intervals import wilson
 
 if TYPE_CHECKING:
@@ -324,8 +325,7 @@ def _report(
     console.rule("[bold]done", style="dim")
     for line in (f"{summary['steps']} steps in {clock(summary['seconds'])}", *lines):
         console.print(line, highlight=False, markup=False, emoji=False)
-    again = f"  lightrft {command} {RunFolder(run).config} --seed 1    the same run with another seed\n"
-    after = f"{_files(run)}{then}{again}{_tensorboard(run)}"
+    after = f"{_files(run)}{then}{_again(command, run)}{_tensorboard(run)}"
     console.print(f"\n{after}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
@@ -342,10 +342,10 @@ def _scores(summary: Mapping[str, Any]) -> RenderableType:
             spread = f"95 % interval {low:.1%} to {high:.1%}" if high > low else ""
             table.add_row(Text(name, "dim"), bar, Text(f"{share:.1%}", "bold"), Text(spread, "dim"))
     counted = f" on {evaluation['questions']} held-out prompts" if evaluation.get("questions") else ""
-    heading = Text.assemble(
-        f"{summary['steps']} steps in {clock(summary['seconds'])}", (f"   score{counted}", "dim")
-    )
-    return Group(heading, Text(), table, Text()) if table.row_count else heading
+    heading = Text(f"{summary['steps']} steps in {clock(summary['seconds'])}")
+    if not table.row_count:
+        return heading
+    return Group(heading.append(f"   score{counted}", "dim"), Text(), table, Text())
 
 
 def interval(evaluation: Mapping[str, Any], name: str) -> tuple[float, float]:
@@ -369,11 +369,27 @@ def _tensorboard(run: Path) -> str:
     return f"  tensorboard --logdir {run.parent}" if RunFolder(run).tensorboard.is_dir() else ""
 
 
+def _again(command: str, run: Path) -> str:
+    """How to repeat a run from the command line; nothing where its settings name objects of the program that began it."""
+    config = RunFolder(run).config
+    return (
+        f"  lightrft {command} {config} --seed 1    the same run with another seed\n"
+        if _is_whole(run)
+        else ""
+    )
+
+
+def _is_whole(run: Path) -> bool:
+    config = RunFolder(run).config
+    return not (config.is_file() and PREFIX in config.read_text(encoding="utf-8"))
+
+
 def _next_commands(run: Path) -> str:
+    settings = f"{RunFolder(run).config} " if _is_whole(run) else ""
     return (
         f"{_files(run)}"
         f"  lightrft view {run} --step -1 --best 3        read the last responses, token by token\n"
-        f"  lightrft evaluate TASK {RunFolder(run).config} --model {RunFolder(run).model}   score it on another task\n"
-        f"  lightrft train {RunFolder(run).config} --seed 1    the same run with another seed\n"
+        f"  lightrft evaluate TASK {settings}--model {RunFolder(run).model}   score it on another task\n"
+        f"{_again('train', run)}"
         f"{_tensorboard(run)}"
     )

@@ -119,6 +119,16 @@ def has_head(config: ModelConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in names)
 
 
+def check_writes(config: ModelConfig) -> None:
+    """ValueError, before any weight loads, for a reward model in the place of one that writes: where its embeddings are its output too, no
+    weight of a language model is missing, and what it writes means nothing."""
+    if not config.path.startswith(RANDOM) and has_head(config):
+        raise ValueError(
+            f"model.path={config.path} is a reward model ({', '.join(stored_shape(config).architectures)}), which gives scores and writes no "
+            "text. Name the model to write with; a reward model is named in reward_model.paths."
+        )
+
+
 def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:
     """ValueError, before any weight loads, for a model that cannot become a reward model with these outputs."""
     tiny = is_tiny(config.path)

@@ -17,6 +17,7 @@ from lightrft.models.families import joined
 from lightrft.models.load import load_processor
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
+from lightrft.models.reward_source import check_writes
 from lightrft.models.source import Source
 from lightrft.models.supports import packed
 from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
@@ -176,6 +177,7 @@ class Words:
                 "tokens. Set algorithm.kl=k3."
             )
         processor = load_processor(config.model, config.media)
+        check_writes(config.model)
         processor.stopping(Sampling(stop=tuple(config.rollout.stop)))
         return cls(config, processor)
 

@@ -50,12 +50,15 @@ def asked_of(signature: inspect.Signature, name: str) -> Asked:
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = {p.name for p in named}
     rest = _takes_any(parameters)
-    hidden = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    by_place = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    hidden = [p.name for p in by_place if p.default is p.empty]
+    if known := [p.name for p in by_place if p.name in (*VIEWS, *LISTS)]:
+        _refuse_place(known[0], name)
     if names & set(LISTS):
         return _in_lists(named, name, rest)
     if names & set(VIEWS):
         return asked_of_one(signature, name)
-    _refuse_foreign(named, name)
+    _refuse_foreign([*by_place, *named], name)
     first = next((p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.KEYWORD_ONLY)), None)
     if first is None or len(hidden) > 1:
         raise ValueError(f"reward '{name}' cannot be called with the responses of a task. {_form()}")
@@ -68,15 +71,20 @@ def asked_of_one(signature: inspect.Signature, name: str) -> Asked:
     parameters = list(signature.parameters.values())
     hidden = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
     if hidden:
-        raise ValueError(
-            f"reward '{name}' takes '{hidden[0]}' by place alone; parameters are filled by name. Remove the / from its parameters."
-        )
+        _refuse_place(hidden[0], name)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     rest = _takes_any(parameters)
     views = tuple(p.name for p in named if p.name in VIEWS)
     if rest:
         views = (*views, *(view for view in VIEWS if view not in MADE and view not in views))
     return Asked("one", views, *_fields([p for p in named if p.name not in VIEWS]))
+
+
+def _refuse_place(parameter: str, name: str) -> NoReturn:
+    """ValueError for a parameter that has no name to be filled by."""
+    raise ValueError(
+        f"reward '{name}' takes '{parameter}' by place alone; parameters are filled by name. Remove the / from its parameters."
+    )
 
 
 def _takes_any(parameters: list[inspect.Parameter]) -> bool:

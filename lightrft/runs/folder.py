@@ -157,11 +157,17 @@ def _rooted(path: str) -> str:
     return f"{prefix}{place.absolute()}" if here else path
 
 
-def keep_settings(run: Path, config: RunConfig, done: int) -> None:
-    """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it."""
+def keep_settings(run: Path, config: RunConfig, done: int, steps: int) -> None:
+    """The settings a run goes on with become its config.yaml; those of its first `done` steps are kept beside it.
+
+    Where these are all its `steps`, only the number of steps is taken over: the others made nothing, and would be told as what made the
+    model.
+    """
     file = RunFolder(run).config
     before, now = file.read_text(encoding="utf-8"), settings_text(config)
-    if before != now:
+    if done >= steps and _but_steps(before) != _but_steps(now):
+        log.warning("no step is left to learn with other settings: %s stays as it was", file.name)
+    elif before != now:
         write_text(RunFolder(run).config_until(done), before)
         write_text(file, now)
         log.info(
@@ -169,6 +175,10 @@ def keep_settings(run: Path, config: RunConfig, done: int) -> None:
             done,
             RunFolder(run).config_until(done).name,
         )
+
+
+def _but_steps(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("steps:")]
 
 
 def earlier(config: RunConfig, resume: Path | None) -> Path | None:

@@ -193,20 +193,28 @@ def timeline(run: Path, steps: int = LAST_STEPS) -> list[dict[str, Any]]:
 
 
 def _last(file: Path) -> list[dict[str, Any]]:
-    """The last events of a file, from the last start on: those of before it may be of steps that were taken again."""
+    """The last events of a file, from the last start on: those of before it may be of steps that were taken again. Where no phase has come
+    since, those of before it of the steps that were done then."""
     with file.open("rb") as read:
         size = read.seek(0, os.SEEK_END)
         read.seek(max(0, size - MOST_READ))
         lines = read.read().split(b"\n")[1 if size > MOST_READ else 0 :]
+    before: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     for line in lines:
         with suppress(ValueError):  # cut while it was written
             event = json.loads(line)
-            if event["event"] == "start":
-                events.clear()
-            else:
+            if event["event"] != "start":
                 events.append(event)
-    return events
+                continue
+            done = event.get("step", 0)
+            before, kept = ([one for one in some if one.get("step", 0) <= done] for some in (before, events))
+            before, events = kept if _has_phase(kept) else before, []
+    return events if _has_phase(events) else [*before, *events]
+
+
+def _has_phase(events: list[dict[str, Any]]) -> bool:
+    return any(event["event"] == "phase" for event in events)
 
 
 def note_environment(run: Path, processes: int) -> None:

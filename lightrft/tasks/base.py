@@ -94,7 +94,7 @@ class Task:
     """What a majority vote counts of an answer: answers that agree must give the same text, "" has no vote. None: what the
     rewards compare (`extractor`)."""
     max_tokens: int = 512
-    """Room that answers usually need; a hint for configurations."""
+    """Room that answers usually need in `lightrft evaluate`, in tokens; 0: nothing is known of them, and rollout.max_tokens is it."""
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """Name -> what an evaluation reports besides the score."""
 

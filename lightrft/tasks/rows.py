@@ -36,4 +36,4 @@ def task_of(name: str, rows: Mapping[Split, Any], arguments: Mapping[Split, str]
             raise ValueError(f"{arguments[split]} holds no usable rows ({bad.skipped} skipped).")
         return limited(found, split, config)
 
-    return Task(name, load, {}, bare_gold)
+    return Task(name, load, {}, bare_gold, max_tokens=0)

@@ -125,7 +125,7 @@ def file(option: str) -> Task:
     """One's own rows: tasks.train_file and tasks.evaluate_file, read through tasks.format, judged by tasks.rewards or
     rewards.functions."""
     no_option("file", option)
-    return Task("file", _load_file, {}, bare_gold)
+    return Task("file", _load_file, {}, bare_gold, max_tokens=0)
 
 
 def _for_tools(name: str, made: ModuleType) -> Callable[[str], Task]:

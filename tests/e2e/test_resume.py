@@ -232,6 +232,10 @@ def test_settings_given_at_a_resume_stay_for_the_next_one(lightrft, tmp_path):
     lightrft("train", "--resume", "run", "--steps", "3")
     assert "steps: 3" in (tmp_path / "run" / "config.yaml").read_text()
     assert (tmp_path / "run" / "config-until-step-000002.yaml").read_text() == before
+    now = (tmp_path / "run" / "config.yaml").read_text()
+    told = lightrft("train", "--resume", "run", "--optimizer.learning-rate", "0.5")
+    assert "no step is left to learn with other settings: config.yaml stays as it was" in told
+    assert (tmp_path / "run" / "config.yaml").read_text() == now, "they made nothing"
 
 
 def test_resuming_what_is_no_run_names_the_folder(lightrft):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from lightrft.media.parts import KINDS, readable
@@ -20,6 +20,7 @@ from lightrft.runs.curves import PANELS, title_of
 from lightrft.runs.layout import EvaluationFolder, RunFolder
 from lightrft.runs.media import COPY, base_name, copy_of, webp
 from lightrft.runs.reader import ResponseGroup, Run
+from lightrft.runs.shareable import shareable
 from lightrft.runs.sheets import read_picture
 from lightrft.runs.trajectories import spoken
 from lightrft.utils.imports import require
@@ -85,7 +86,7 @@ def overview(run: Run) -> Row:
         "steps": run.steps,
         "evaluations": evaluations,
         "advice": [asdict(one) for one in advice],
-        "config": {name: _without_path(value) for name, value in config.items()},
+        "config": shareable(config),
     }
 
 
@@ -346,13 +347,3 @@ def _url(image: Any) -> str:
     written = io.BytesIO()
     image.save(written, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
-
-
-def _without_path(value: Any) -> Any:
-    """A setting without the folders of this machine: they say nothing elsewhere, and should not be passed on."""
-    if isinstance(value, list):
-        return [_without_path(one) for one in value]
-    is_path = isinstance(value, str) and (
-        value.startswith(("/", "~/")) or PureWindowsPath(value).is_absolute()
-    )
-    return f".../{base_name(value)}" if is_path else value

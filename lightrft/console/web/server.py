@@ -38,9 +38,9 @@ def make_server(runs: Sequence[Run], port: int = 0) -> tuple[ThreadingHTTPServer
     secret = secrets.token_urlsafe(12)
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), partial(Viewer, runs, secret))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ValueError(
-            f"--port {port}: {error.strerror or error}. Set another port, or 0 for a free one."
+            f"--port {port}: {getattr(error, 'strerror', None) or error}. Set another port, or 0 for a free one."
         ) from None
     server.daemon_threads = True
     return server, f"http://{LOOPBACK}:{server.server_address[1]}/{secret}/"

@@ -14,6 +14,7 @@ from lightrft import Config
 from lightrft.api import process
 from lightrft.api.settings import Given, add_data, add_held_out, add_rewards, loaded, scored_by
 from lightrft.config import EvaluateConfig, RolloutConfig, SFTConfig
+from lightrft.rewards.signature import refuse_async
 from lightrft.tasks.table import load_task
 from lightrft.utils import inline
 
@@ -246,3 +247,30 @@ except ValueError as error:
 
 def test_types_of_the_public_functions_can_be_asked_for():
     assert typing.get_type_hints(lightrft.train)["return"] is lightrft.Run
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            lightrft.train,
+            r"lightrft.train: config is a dict. Give its options by name, as lightrft.train\(\*\*options\)",
+        ),
+        (lightrft.evaluate, "lightrft.evaluate: config is a dict"),
+        (lightrft.sft, "lightrft.sft: config is a dict.* or give a SFTConfig"),
+    ],
+)
+def test_a_dict_in_the_place_of_a_config_is_refused(call, told):
+    with pytest.raises(ValueError, match=told):
+        call({"steps": 3})
+
+
+def test_a_config_of_another_command_is_refused():
+    with pytest.raises(ValueError, match="lightrft.sft: config is a Config. Give a SFTConfig; layers"):
+        lightrft.sft(Config())
+
+
+def test_an_error_in_one_line_has_no_marks_that_point_into_the_line_above():
+    with pytest.raises(ValueError, match="^reward 'mine 2 ~ 3' is an async function") as raised:
+        process.one_line(refuse_async)("mine\n     ^^^^~~~^^^\n  2 ~ 3")
+    assert "\n" not in str(raised.value)

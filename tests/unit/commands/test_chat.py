@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightrft import cli
-from lightrft.commands.chat import Conversation, Shown, converse, model_of
+from lightrft.commands.chat import Conversation, Shown, asked, converse, model_of
 from lightrft.config import ModelConfig, NativeEngineConfig
 from lightrft.engines.native import NativeEngine
 from lightrft.models.load import load_model, load_processor
@@ -100,3 +100,11 @@ def test_the_command_talks_and_refuses_what_is_out_of_range(monkeypatch, capsys)
     assert "random:llama: /new begins again, /quit ends.\n\n> " in capsys.readouterr().out
     assert cli.main(["chat", "random:llama", "--top-p", "2"]) == 2
     assert "--top-p must be above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_do_not_end_a_conversation(monkeypatch, engine):
+    typed = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nagain\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", typed)
+    talk = talk_of(engine)
+    converse(talk, asked(), lambda _: None)
+    assert [m["content"] for m in talk.messages if m["role"] == "user"] == ["caf\ufffd", "again"]

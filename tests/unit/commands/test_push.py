@@ -9,9 +9,11 @@ import yaml
 
 from lightrft import cli
 from lightrft.commands.push import ROW, algorithm_row, base_told, bases_of, card, public, uploaded
-from lightrft.config import AlgorithmConfig, Config, LoraConfig, ModelConfig, SFTConfig, TaskConfig
+from lightrft.config import AlgorithmConfig, Config, LoraConfig, ModelConfig, SFTConfig, TaskConfig, layers
+from lightrft.config.parser import parse
 from lightrft.runs.folder import settings_text
 from lightrft.runs.layout import RunFolder
+from tests.made_runs import learning_run
 
 SCORE = {"before": (0.25, 0.2, 0.31), "after": (0.75, 0.69, 0.8)}
 
@@ -96,8 +98,30 @@ def test_a_dry_run_shows_card_and_files_and_no_place_of_the_machine(finished, ca
     printed = capsys.readouterr().out
     assert "0.002 MB  model.safetensors" in printed
     assert "0.002 MB  adapter/adapter_model.safetensors" in printed
-    assert "3 files and README.md would go to me/mine; nothing was uploaded." in printed
+    assert "4 files and README.md would go to me/mine; nothing was uploaded." in printed
+    assert "MB  training.yaml" in printed
     assert str(finished.path) not in printed
+
+
+def test_the_settings_go_with_the_model_and_are_a_layer_without_places(finished):
+    held = dict(uploaded(finished))["training.yaml"].decode()
+    assert "`training.yaml`" in card(finished)
+    assert str(finished.path) not in held
+    (finished.path / "layer.yaml").write_text(held)
+    found = parse(layers.file_flags(finished.path / "layer.yaml", Config), Config, prog="", description="")
+    assert found.seed == 7
+    assert found.model.lora.rank == 4
+    assert found.tasks.train_file == ".../rows.jsonl"
+
+
+def test_the_run_for_a_browser_goes_only_when_asked_for(tmp_path, capsys):
+    run = learning_run(tmp_path)
+    run_of(tmp_path, Config(tasks=TaskConfig(train={"tiny": 1.0})), {"steps": 1})
+    assert "run.html" not in card(RunFolder(run)) + str(dict(uploaded(RunFolder(run))))
+    assert cli.main(["push", str(run), "me/mine", "--dry-run", "--viewer"]) == 0
+    printed = capsys.readouterr().out
+    assert "`run.html` shows its curves" in printed
+    assert "MB  run.html" in printed
 
 
 def test_an_adapters_settings_lose_the_place_of_their_base(finished):

@@ -76,6 +76,11 @@ def test_a_value_is_read_as_the_text_that_was_written(tmp_path: Path) -> None:
     assert layers.load([write(tmp_path, "part: {rate: .inf}")], Whole).part.rate == float("inf")
 
 
+def test_an_option_that_is_set_to_an_equal_number_is_not_told_as_changed(tmp_path: Path) -> None:
+    again = write(tmp_path, "optimizer: {learning_rate: 0.003}\nsteps: 2", "again.yaml")
+    assert layers.undone(["tiny", again], Config) == ["again sets steps to 2, which tiny had set to 30."]
+
+
 def test_a_file_about_rows_may_name_rewards_where_none_are_given(tmp_path: Path) -> None:
     """So that one file serves fine-tuning and reinforcement learning; as a flag the option is refused."""
     rows = write(

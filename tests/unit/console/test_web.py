@@ -239,6 +239,12 @@ def test_the_server_changes_nothing(server, method):
     assert asked(server, server.path + "api/runs", method=method)[0].status == 405
 
 
+@pytest.mark.parametrize("port", [70000, -1])
+def test_a_port_that_cannot_be_is_named(run, port):
+    with pytest.raises(ValueError, match=f"--port {port}: .*Set another port, or 0 for a free one"):
+        make_server([Run(run)], port)
+
+
 def test_a_port_that_is_taken_is_named(server, run):
     with pytest.raises(ValueError, match=f"--port {server.port}: .*Set another port"):
         make_server([Run(run)], server.port)

@@ -5,16 +5,39 @@ import json
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, ModernBertDecoderConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    ModernBertDecoderConfig,
+)
 
+from lightrft.build import dpo, sft
+from lightrft.build.judges import judge_with_processor
+from lightrft.build.kinds import policy_of
+from lightrft.build.models import check_teacher
 from lightrft.build.reward import build_model
-from lightrft.config import LoraConfig, ModelConfig, RewardTrainingConfig
+from lightrft.commands.chat import chat
+from lightrft.config import (
+    AlgorithmConfig,
+    Config,
+    DPOConfig,
+    JudgeConfig,
+    LoraConfig,
+    ModelConfig,
+    RewardTrainingConfig,
+    SFTConfig,
+    TaskConfig,
+    TeacherConfig,
+)
 from lightrft.models.export import write_folder
 from lightrft.models.lora import full_weights
 from lightrft.models.reward import load_reward_model, scores, up_to_score, values
 from lightrft.models.reward_source import RewardSource, check_reward_source, padding_token
+from lightrft.parallel.world import World
 from lightrft.testing import tiny_folder, tiny_processor, tiny_trajectories
 from lightrft.trainer.batching import pack
+from lightrft.types import Sampling
 
 SYSTEM = 259
 """<|system|>, which no conversation ends with."""
@@ -88,6 +111,37 @@ def test_a_reward_model_is_taken_back_with_its_head_for_training_and_for_scoring
         ValueError, match=r"outputs=\['harm'\]: the reward model of model.path=.* has \['general', 'cost'\]"
     ):
         check_reward_source(config, ["harm"])
+
+
+@pytest.mark.parametrize("place", ["train", "sft", "dpo", "chat", "teacher", "judge"])
+def test_a_reward_model_writes_nothing_though_no_weight_of_a_tied_language_model_is_missing(tmp_path, place):
+    folder = str(saved(tmp_path / "m", source().full()))
+    assert AutoModelForCausalLM.from_pretrained(folder).config.tie_word_embeddings
+    mine, small = {"model": ModelConfig(path=folder)}, {"model": ModelConfig(path="random:llama")}
+    tasks = {"tasks": TaskConfig(train={"tiny": 1.0})}
+    asked = {
+        "train": lambda: policy_of(Config(**mine, **tasks)),
+        "sft": lambda: sft.of_words(SFTConfig(**mine, **tasks), tmp_path, World()),
+        "dpo": lambda: dpo.of_words(
+            DPOConfig(**mine, tasks=TaskConfig(train={"tiny_pairs": 1.0})), tmp_path, World()
+        ),
+        "chat": lambda: chat(folder, "", Sampling(max_tokens=1)),
+        "teacher": lambda: check_teacher(
+            Config(
+                **small,
+                **tasks,
+                teacher=TeacherConfig(path=folder),
+                algorithm=AlgorithmConfig(teacher_coefficient=1.0),
+            ),
+            tiny_processor(),
+        ),
+        "judge": lambda: judge_with_processor(Config(**small, **tasks, judge=JudgeConfig(path=folder))),
+    }[place]
+    setting = f"{place}.path" if place in ("teacher", "judge") else "model.path"
+    with pytest.raises(
+        ValueError, match=rf"{setting}={folder} is a reward model \(LlamaForSequenceClassification\)"
+    ):
+        asked()
 
 
 def test_a_family_whose_classifier_has_more_than_a_linear_head_is_refused_before_weights_load(tmp_path):

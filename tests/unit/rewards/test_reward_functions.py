@@ -146,6 +146,18 @@ def logged(completions, log_metric):
     return [1.0]
 
 
+def place_alone(answer, /):
+    return 1.0
+
+
+def lists_by_place(completions, /):
+    return [len(text) for text in completions]
+
+
+def length_by_place(response, /):
+    return len(response)
+
+
 @pytest.mark.parametrize(
     ("found", "told"),
     [
@@ -156,6 +168,9 @@ def logged(completions, log_metric):
         (lambda completion: 1.0, "asks for 'completion', which is called 'answer' here"),
         (lambda responses: [1.0], "asks for 'responses', which is called 'answers' here"),
         (logged, "asks for 'log_metric', a part of TRL's trainer. Leave it out"),
+        (place_alone, "takes 'answer' by place alone; parameters are filled by name. Remove the /"),
+        (lists_by_place, "takes 'completions' by place alone"),
+        (length_by_place, "asks for 'response', which is called 'answer' here"),
         (later, "is an async function"),
         (Later(), "is an async function"),
         (lambda: 1.0, "cannot be called with the responses of a task. Let it take a parameter `answer`"),

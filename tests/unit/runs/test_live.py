@@ -10,7 +10,7 @@ import pytest
 
 from lightrft.runs import live
 from lightrft.runs.layout import RunFolder
-from lightrft.runs.live import Events, Status, described, note_environment, status
+from lightrft.runs.live import Events, Status, described, note_environment, status, timeline
 from lightrft.strategy.memory import MemoryPlan, Phase, Tensors
 from lightrft.utils.interrupt import Stopped
 
@@ -118,3 +118,22 @@ def test_each_start_is_noted(tmp_path):
     note_environment(tmp_path, 2)
     starts = json.loads(RunFolder(tmp_path).environment.read_text())["starts"]
     assert [start["processes"] for start in starts] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("later", "steps"),
+    [
+        ([("start", 2)], [1, 2]),
+        ([("start", 2), ("start", 1)], [1]),
+        ([("start", 2), ("saved", 2)], [1, 2]),
+        ([("start", 2), ("phase", 3)], [3]),
+        ([("start", 2), ("phase", 3), ("start", 2), ("start", 2)], [1, 2]),
+    ],
+)
+def test_a_start_after_which_nothing_came_leaves_the_phases_of_the_steps_that_were_done(
+    tmp_path, later, steps
+):
+    events = Events(RunFolder(tmp_path).events(0))
+    for event, step in [("start", 0), ("phase", 1), ("phase", 2), ("phase", 3), *later]:
+        events.add(event, step, **({"phase": "train", "seconds": 1.0} if event == "phase" else {}))
+    assert sorted({one["step"] for one in timeline(tmp_path)}) == steps

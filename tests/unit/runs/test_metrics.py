@@ -211,7 +211,8 @@ def test_samples_are_those_that_gained_most_of_each_target_first(tmp_path: Path)
 def test_a_run_without_evaluation_has_a_report_too(tmp_path: Path) -> None:
     out = io.StringIO()
     report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
-    assert "4 steps in 0:05" in out.getvalue()
+    assert "4 steps in 0:05\n" in out.getvalue()
+    assert "score\n" not in out.getvalue(), "there was none"
     assert "tensorboard" not in out.getvalue(), "it wrote no events"
     (tmp_path / "tensorboard").mkdir()
     report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
@@ -269,3 +270,14 @@ class Without(importlib.abc.MetaPathFinder):
 
 def test_smoothing_takes_the_mean_of_what_came_before() -> None:
     assert smooth([2.0, 4.0, 6.0], 2) == [2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize(("task", "is_whole"), [("tiny", True), ("inline:rows", False)])
+def test_commands_to_go_on_with_are_those_that_the_settings_can_be_read_for(tmp_path, task, is_whole) -> None:
+    files, out = RunFolder(tmp_path), io.StringIO()
+    files.config.write_text(f"tasks: {{train: {{'{task}': 1.0}}}}")
+    report({"seconds": 5.0, "steps": 4, "evaluation": {}}, [], tmp_path, console=Console(file=out, width=200))
+    told = [line.strip() for line in out.getvalue().splitlines()]
+    evaluated = f"lightrft evaluate TASK {files.config} " if is_whole else "lightrft evaluate TASK --model"
+    assert any(line.startswith(evaluated) for line in told)
+    assert any(line.startswith(f"lightrft train {files.config}") for line in told) == is_whole
