@@ -43,7 +43,7 @@ class Shown(NamedTuple):
     """The picture, or clip, that a model which draws is to draw: the target of the prompts of `PictureDemonstrations`."""
 
     medium: Any
-    """Its source or, once it is read, the state of it."""
+    """The source or, once it is read, the state of what is to be drawn."""
     held_out: bool
     """Whether it is measured on and not learned from."""
     kind: str = "image"
