@@ -184,9 +184,9 @@ def starting(program: str, setting: str, further: Mapping[str, Any]) -> Iterator
         given = yaml.safe_dump(dict(further), default_flow_style=True, width=1000).strip()
         why = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
         told = f" with {setting}={given}" if further else ""
-        cure = "without them" if further else CURE
+        cure = "Leave them out" if further else CURE.capitalize()
         raise EngineError(
-            f"{program} did not start{told}: {why[:600].rstrip('.')}. Try {cure}; LIGHTRFT_TRACEBACK=1 shows where it failed."
+            f"{program} did not start{told}: {why[:600].rstrip('.')}. {cure}; LIGHTRFT_TRACEBACK=1 shows where it failed."
         ) from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightrft.media.pictures import fitted, picture
-from lightrft.media.sources import STANDARD, Limits, MediaError, file_of, made, stated_rate
+from lightrft.media.sources import STANDARD, Limits, MediaError, file_of, label, made, stated_rate
 from lightrft.utils.imports import require
 
 Wanted = Callable[[float, int], list[float]]
@@ -53,19 +53,18 @@ def opening(
     So what moves keeps its speed. MediaError for a video that is shorter, or has fewer frames to a second: none is given twice.
     Frames without a rate of their own are taken as `clip` takes them.
     """
+    name = label(source)
 
     def wanted(duration: float, count: int) -> list[float]:
         if round(duration * fps) < frames or count < frames:
             raise MediaError(
-                f"{made(source)[1]}: {count} frames in {duration:.3g} s, where {frames} at {fps:g} to a second are taken."
+                f"{name}: {count} frames in {duration:.3g} s, where {frames} at {fps:g} to a second are taken."
             )
         return [(place + 0.5) / fps for place in range(frames)]
 
     found = _sampled(source, wanted, fps=fps, max_pixels=max_pixels, limits=limits).frames
     if len(found) < frames:
-        raise MediaError(
-            f"{made(source)[1]}: {len(found)} frames where {frames} at {fps:g} to a second are taken."
-        )
+        raise MediaError(f"{name}: {len(found)} frames where {frames} at {fps:g} to a second are taken.")
     return found
 
 

@@ -105,7 +105,7 @@ class GivenPictures:
         """The picture, or the frames of the clip."""
         options, media = self.config.pictures, self.config.media
         limits = limits_of(media)
-        if options.frames == 1:
+        if self.kind == "image":
             return [picture(source, max_pixels=media.max_pixels, limits=limits)]
         frames = opening(
             source, fps=options.fps, frames=options.frames, max_pixels=media.max_pixels, limits=limits
