@@ -178,7 +178,7 @@ class Trajectory:
     """Reward of another response to the same prompt to compare with, where the algorithm asks for one; NaN: unknown."""
     baseline_parts: dict[str, float] = field(default_factory=dict)  # the baseline's reward by name
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns."""
+    """name -> (L,) float32 on the CPU: old, entropy, ref, teacher, values, rewards, advantages, returns, and so on."""
     learned: dict[str, Tensor] = field(default_factory=dict)  # as columns: Terms.tokens, for people
     weight_version: int = 0  # updates seen by the weights that sampled its first token
     stream: int = 0  # of random numbers, as in Completion
@@ -315,19 +315,19 @@ class Batch:
     reinforcement learning each part of its reward, where the algorithm asks for them; NaN: its task has no such part."""
     part_weights: Tensor | None = None
     """(S, K) float32, the weight of each part in the reward; 0 where a task has no such part."""
-    baselines: Tensor | None = None
-    """(S,) float32, the score that each response is compared with, where the algorithm asks for one."""
-    turn_rewards: Tensor | None = None
-    """The reward of each turn at its last chosen token and 0 elsewhere, where the algorithm asks for them."""
+    baselines: Tensor | None = None  # (S,) float32, the score of what each response is compared with
+    turn_rewards: Tensor | None = None  # of each turn, at its last chosen token; 0 elsewhere
     old: Tensor | None = None  # their log-probs under the weights that this step began with
     entropy: Tensor | None = None  # of the distribution each token was sampled from, nats
     squares: Tensor | None = None  # sum over the vocabulary of p^2, of the same distribution
     ref: Tensor | None = None  # under the reference
     teacher: Tensor | None = None  # under the teacher
     values: Tensor | None = None  # of the critic, before each token
+    cost_values: Tensor | None = None  # the same of constraint.cost
     rewards: Tensor | None = None  # of each token, with what is taken off for divergence
     advantages: Tensor | None = None  # how much better each token was than expected
     returns: Tensor | None = None  # what the critic learns to say
+    cost_returns: Tensor | None = None  # and of constraint.cost
     divergence: Tensor | None = None  # from the reference in closed form, with its gradient
     step_weights: Tensor | None = None  # of the policy loss, by steps of drawing
     moved: Tensor | None = None  # from the policy that drew it, in closed form, with its gradient

@@ -198,6 +198,10 @@ def _check_advantage(config: Config, algorithm: Algorithm) -> None:
         refuse_idle("algorithm", row, [name], because=because, cure=cure)
     if not algorithm.needs_critic:
         refuse_idle("critic", config.critic, because=because, cure="set algorithm.advantage=gae")
+    elif not config.constraint.cost:
+        refuse_idle(
+            "critic", config.critic, ["cost_output"], because="constraint.cost=''", cure="set constraint.cost"
+        )
     if _says(algorithm, "advantage", "ignores_rewards") or algorithm.needs_parts:
         cure = "set algorithm.advantage=group_norm"
         refuse_idle("rewards", config.rewards, ["scale", "normalise"], because=because, cure=cure)

@@ -117,22 +117,3 @@ def moments(values: Tensor, reduce: Callable[[Tensor], Tensor]) -> RunningMoment
     found = RunningMoments()
     found.see(values, reduce)
     return found
-
-
-def lagrangian_reward(scores: Tensor, costs: Tensor, multiplier: float) -> Tensor:
-    """(r - lambda * c) / (1 + lambda), (S,): what a policy that must keep a cost low is rewarded for.
-
-    The Lagrangian of "raise the reward, keep the mean cost below a limit", divided so that its scale does not grow with
-    lambda. Ray et al. 2019, Benchmarking Safe Exploration (https://cdn.openai.com/safexp-short.pdf), there of advantages; for
-    language models Dai et al. 2023 (https://arxiv.org/abs/2310.12773).
-    """
-    return (scores - multiplier * costs) / (1 + multiplier)
-
-
-def dual_ascent(multiplier: float, cost: float, limit: float, rate: float, most: float) -> float:
-    """The multiplier of the next step: lambda + rate * (cost - limit), within [0, most].
-
-    Gradient ascent on the Lagrangian. Ray et al. and Dai et al. (see `lagrangian_reward`) climb in a transformed lambda
-    (softplus, logarithm), which cannot reach 0; ours can, and then the constraint costs nothing.
-    """
-    return min(most, max(0.0, multiplier + rate * (cost - limit)))

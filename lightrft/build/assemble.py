@@ -313,11 +313,21 @@ def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:
 
 
 def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
-    """ValueError if a critic is asked for that a checkpoint does not have, so that it could not go on."""
+    """ValueError if a critic is asked for that a checkpoint does not have, or has with other outputs, so that it could not go on."""
+    empty = "''"
     if state is not None and algorithm.needs_critic and "critic" not in state["models"]:
         raise ValueError(
             f"algorithm.advantage={config.algorithm.advantage} needs a critic, and the checkpoint of step {state['done']} holds none: the run "
             "has learned without one. Resume with the algorithm.advantage of that step, or start a new run with model.path set to a "
+            "model of this one."
+        )
+    if state is None or not algorithm.needs_critic:
+        return
+    before, now = state["parts"]["scaler"]["cost"], config.constraint.cost
+    if bool(before) != bool(now):
+        raise ValueError(
+            f"constraint.cost={now or empty}: the checkpoint of step {state['done']} has learned with constraint.cost={before or empty}, and "
+            "the critic has an output for the cost where there is one. Resume with that, or start a new run with model.path set to a "
             "model of this one."
         )
 

@@ -62,7 +62,8 @@ def build_critic(config: Config, algorithm: Algorithm, strategy: Strategy) -> Tr
 def critic_source(config: Config) -> CriticSource:
     """Where the critic comes from: critic.path, MODEL or MODEL:OUTPUT, or the model that the actor starts from."""
     place = Place.of(config.critic.path)
-    return CriticSource(critic_config(config.model, place.path), output=place.output)
+    cost = config.critic.cost_output if config.constraint.cost else None
+    return CriticSource(critic_config(config.model, place.path), output=place.output, cost_output=cost)
 
 
 def check_reference(model: ModelConfig) -> None:
@@ -111,7 +112,7 @@ def check_teacher(config: Config, processor: Processor) -> None:
 
 
 def check_models(config: Config, algorithm: Algorithm) -> None:
-    """ValueError if critic.path names no output of a reward model, a setting is of experts that the model has not, or the processes of strategy.sequence_parallel cannot compute one of
+    """ValueError if critic.path or critic.cost_output names no output of a reward model, a setting is of experts that the model has not, or the processes of strategy.sequence_parallel cannot compute one of
     the models together."""
     if algorithm.needs_critic:
         critic_source(config).check()

@@ -130,6 +130,8 @@ class CriticConfig:
     path: str = ""
     """Model it starts from, as in model.path, with a new head, or a reward model with its head, MODEL:OUTPUT where it has several; empty: the
     model the actor starts from."""
+    cost_output: str = ""
+    """Output of the reward model at critic.path from which the value of constraint.cost begins; empty: from 0."""
     optimizer: CriticOptimizerConfig = field(default_factory=CriticOptimizerConfig)
     """Optimizer of the critic."""
     value_clip: float = 0.2

@@ -1,4 +1,4 @@
-"""Critics that learn: the body of a language model or of a reward model under a head to one number, for every backend."""
+"""Critics that learn: the body of a language model or of a reward model under a head to one value or two, for every backend."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ OF_SOME = (*PARTS, "lm_head", HEAD)
 
 @dataclass(frozen=True)
 class CriticSource(Source):
-    """The body of a model under a head to one number (models/values.py). It has no adapters; all of it learns but for what of its body
-    model.freeze names.
+    """The body of a model under a head to the value of the reward, and to that of a cost where asked (models/values.py). It has no adapters;
+    all of it learns but for what of its body model.freeze names.
 
     A language model gets a head of zeros. A reward model gives its own, of one of its outputs: what a whole response is worth is a good
     first guess of what is still to come (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155, section 3.5).
@@ -37,21 +37,25 @@ class CriticSource(Source):
 
     output: str = ""
     """Label or number of a reward model's output; empty: it has one."""
+    cost_output: str | None = None
+    """Label or number of that from which the value of a cost begins; empty: from 0; None: there is no cost."""
 
     def full(self, device: torch.device | str = "cpu") -> nn.Module:
         """The critic with all its weights."""
         if not has_head(self.config):
-            return _critic(load_model(self._bare(), device))
+            return self._critic(load_model(self._bare(), device))
         model = self._trained()
         ready = prepared(model.to(device), self._bare(), self.learns)
-        critic = ValueModel(backbone(ready), text_config(ready), model.base_model_prefix)
+        critic = ValueModel(
+            backbone(ready), text_config(ready), model.base_model_prefix, outputs=self._outputs
+        )
         (head,) = heads(model).values()
         self._take_head(critic, head.weight, head.bias)
         return critic
 
     def empty(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
         """The critic before the weights of its body are read; its head is real, but for the meta device, where nothing is read."""
-        critic = _critic(empty_model(self._bare(), device, dtype=dtype))
+        critic = self._critic(empty_model(self._bare(), device, dtype=dtype))
         if has_head(self.config) and torch.device(device).type != "meta":
             self._take_head(critic, *self._stored_head())
         return critic
@@ -70,25 +74,48 @@ class CriticSource(Source):
     def check(self) -> None:
         """ValueError, before any weight loads, for a reward model whose output is not named, or has another name."""
         if has_head(self.config):
-            self._place()
-        elif self.output:
-            raise ValueError(
-                f"critic.path={self.config.path}:{self.output} names an output, and {self.config.path} is no reward model. Leave it out."
-            )
+            self._places()
+            return
+        for setting, output in (
+            (f"critic.path={self.config.path}:{self.output}", self.output),
+            self._cost_setting,
+        ):
+            if output:
+                raise ValueError(
+                    f"{setting} names an output, and {self.config.path} is no reward model. Leave it out."
+                )
 
-    def _place(self) -> int:
-        """The number of the reward model's output that is meant."""
+    @property
+    def _outputs(self) -> int:
+        return 1 if self.cost_output is None else 2
+
+    @property
+    def _cost_setting(self) -> tuple[str, str]:
+        return f"critic.cost_output={self.cost_output}", self.cost_output or ""
+
+    def _places(self) -> list[int]:
+        """The numbers of the reward model's outputs that are meant: of the reward, and of the cost if one is named."""
+        given = f":{self.output}" if self.output else ""
+        places = [
+            self._place(
+                self.output, f"critic.path={self.config.path}{given}", f"critic.path={self.config.path}:"
+            )
+        ]
+        setting, output = self._cost_setting
+        return [*places, self._place(output, setting, "critic.cost_output=")] if output else places
+
+    def _place(self, output: str, setting: str, cure: str) -> int:
+        """The number of an output."""
         labels = stored_shape(self.config).id2label
         names = [labels[place] for place in sorted(labels)]
         known = [*names, *map(str, range(len(names)))]
-        if len(names) == 1 and not self.output:
+        if len(names) == 1 and not output:
             return 0
-        if self.output not in known:
+        if output not in known:
             raise ValueError(
-                f"critic.path={self.config.path}{f':{self.output}' if self.output else ''}: the reward model has the outputs {', '.join(names)}. "
-                f"Name one: critic.path={self.config.path}:{names[0]}"
+                f"{setting}: the reward model has the outputs {', '.join(names)}. Name one: {cure}{names[0]}"
             )
-        return known.index(self.output) % len(names)
+        return known.index(output) % len(names)
 
     def _trained(self) -> Any:
         return trained(self._bare(), f"critic.path={self.config.path}")
@@ -102,12 +129,16 @@ class CriticSource(Source):
         return head.weight, head.bias
 
     def _take_head(self, critic: ValueModel, weight: Tensor, bias: Tensor | None) -> None:
-        """Gives a critic the row of a head that computes the output."""
-        place = self._place()
+        """Gives a critic the rows of a head that compute the outputs."""
         with torch.no_grad():
-            critic.head.weight.copy_(weight[place : place + 1])
-            if bias is not None:
-                critic.head.bias.copy_(bias[place : place + 1])
+            for row, place in enumerate(self._places()):
+                critic.head.weight[row].copy_(weight[place])
+                if bias is not None:
+                    critic.head.bias[row].copy_(bias[place])
+
+    def _critic(self, language: nn.Module) -> ValueModel:
+        prefix = causal_lm(language).base_model_prefix
+        return ValueModel(backbone(language), text_config(language), prefix, outputs=self._outputs)
 
     def _bare(self) -> ModelConfig:
         """Without adapters, and with those names of model.freeze that its body has: others, such as lm_head, are of the policy alone.
@@ -124,7 +155,3 @@ class CriticSource(Source):
                     raise unknown(shape, name)
             frozen = [name for name in frozen if any(own.startswith(body) for own in found[name])]
         return replace(self.config, lora=LoraConfig(), freeze=frozen)
-
-
-def _critic(language: nn.Module) -> ValueModel:
-    return ValueModel(backbone(language), text_config(language), causal_lm(language).base_model_prefix)

@@ -1,4 +1,4 @@
-"""A critic: a language model's body with a head that says how much reward is still to come."""
+"""A critic: a language model's body with a head that says how much reward is still to come, and cost where there is a constraint."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from lightrft.types import Batch, Inputs
 
 
 class ValueModel(nn.Module):
-    """`body` (a transformers model without output head) and a linear head to one number, which begins at 0."""
+    """`body` (a transformers model without output head) and a linear head, which begins at 0: to the value of the reward, and of a cost."""
 
     base_model_prefix = "body"
     exact = ("head",)
     """Parts that stay in float32 whatever type the body computes in."""
 
-    def __init__(self, body: nn.Module, config: Any, body_name: str = "model") -> None:
-        """`body_name`: what the language model that the body comes from calls it."""
+    def __init__(self, body: nn.Module, config: Any, body_name: str = "model", *, outputs: int = 1) -> None:
+        """`body_name`: what the language model that the body comes from calls it. `outputs`: how many values."""
         super().__init__()
         self.body, self.config, self.body_name = body, config, body_name
         weight = next(body.parameters())
         exact = torch.promote_types(weight.dtype, torch.float32)
-        self.head = ExactLinear(config.hidden_size, 1, device=weight.device, dtype=exact)
+        self.head = ExactLinear(config.hidden_size, outputs, device=weight.device, dtype=exact)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -44,10 +44,10 @@ def critic_size(model: ModelConfig) -> int:
     return sum(p.numel() for p in backbone(without_weights(model)).parameters())
 
 
-def values(module: Any, batch: Batch, exact_attention: bool = False) -> Tensor:
-    """(T,) float32 (float64 for a float64 model): the value of the state in which each response token was chosen."""
+def values(module: Any, batch: Batch, exact_attention: bool = False) -> tuple[Tensor, ...]:
+    """The values of the state in which each response token was chosen, (T,) for each output, float32 (float64 for a float64 model)."""
     assert isinstance(batch.inputs, Inputs)
     share = Share.of(batch.inputs)
     hidden = predicting_states(module, batch.inputs, share, exact_attention=exact_attention)
-    result: Tensor = module.head(hidden)
-    return share.whole(result.sum(1))  # not a view, which FSDP warns of
+    found: Tensor = module.head(hidden)
+    return tuple(share.whole(column.clone()) for column in found.unbind(1))  # not views, which FSDP warns of

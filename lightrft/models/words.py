@@ -31,9 +31,11 @@ COLUMNS = (
     "ref",
     "teacher",
     "values",
+    "cost_values",
     "rewards",
     "advantages",
     "returns",
+    "cost_returns",
     "marks",
 )
 """What may be known of each entry of a response."""

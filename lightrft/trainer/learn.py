@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.constraint import values_loss
 from lightrft.algorithms.correction import mismatch
-from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.requirements import correction_of
 from lightrft.config import Config
 from lightrft.config.rollout import OFF
@@ -163,7 +163,7 @@ class Learner:
         return optimize(
             critic,
             self.batching.updates(trajectories, seed=seed),
-            lambda batch: value_loss(critic.compute(values, batch, exact), batch, clip),
+            lambda batch: values_loss(critic.compute(values, batch, exact), batch, clip),
             averaging=Averaging("token", self.config.rollout.max_tokens),
             batching=self.batching,
         )

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightrft.algorithms.shaping import RunningMoments, dual_ascent, lagrangian_reward
+from lightrft.algorithms.constraint import dual_ascent, lagrangian_reward
+from lightrft.algorithms.shaping import RunningMoments
 from lightrft.config import ConstraintConfig, RewardConfig
 from lightrft.parallel.world import World
 from lightrft.types import Trajectory
@@ -59,6 +60,10 @@ class RewardScaler:
     def transform(self, answers: Sequence[Trajectory]) -> Tensor:
         """The score of each response, (S,) float32."""
         return self._scores(answers, [t.reward for t in answers], [t.parts for t in answers])
+
+    def costs(self, answers: Sequence[Trajectory]) -> Tensor:
+        """The cost of each response, (S,) float32, where there is a constraint."""
+        return torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float32)
 
     def parts(self, answers: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
         """The parts of each response's reward and their weights, both (S, K) float32; NaN and 0 where its task has no such part."""

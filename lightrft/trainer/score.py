@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.constraint import advantages_under_a_cost
 from lightrft.config import Config
 from lightrft.config.rollout import OFF, OLD, SAMPLING
 from lightrft.console.progress import Progress
@@ -86,10 +87,21 @@ class Scorer:
             whole.grades, whole.part_weights = self.scaler.parts(trajectories)
         if algorithm.needs_turns:
             whole.turn_rewards = turn_rewards(trajectories)
-        algorithm.compute_advantages(whole, self.world.sum)
-        for name in ("rewards", "advantages", "returns"):
-            unpack(getattr(whole, name), trajectories, name)
+        found = self._advantages(whole, trajectories, algorithm)
+        for name in ("rewards", "advantages", "returns", "cost_returns"):
+            if (column := getattr(whole, name)) is not None:
+                unpack(column, trajectories, name)
         share_with_forks(trajectories)
+        return found
+
+    def _advantages(
+        self, whole: Batch, trajectories: Sequence[Trajectory], algorithm: Algorithm
+    ) -> dict[str, float]:
+        """Fills rewards, advantages and returns of a batch; how well the critic had known them."""
+        if whole.cost_values is not None:
+            costs, multiplier = self.scaler.costs(trajectories), self.scaler.multiplier
+            return advantages_under_a_cost(whole, costs, multiplier, algorithm, self.world.sum)
+        algorithm.compute_advantages(whole, self.world.sum)
         if whole.values is None:
             return {}
         assert whole.returns is not None
@@ -112,8 +124,9 @@ class Scorer:
                 self.fill(trajectories, partial(self._seen_by, model), name, take=take)
                 filled.append(name)
         if self.critic is not None:
-            self.fill(trajectories, partial(self._valued_by, self.critic), "values")
-            filled.append("values")
+            columns = ("values", "cost_values") if self.scaler.cost else ("values",)
+            self.fill(trajectories, partial(self._valued_by, self.critic), *columns)
+            filled += columns
         return filled
 
     def fill_old(self, answers: Sequence[Trajectory]) -> None:
@@ -162,8 +175,8 @@ class Scorer:
         found = model.compute(self.logprobs, batch, self.config)
         return (found.values,) if found.means is None else (found.values, found.means)
 
-    def _valued_by(self, critic: Trainable, batch: Batch) -> tuple[Tensor]:
-        return (critic.compute(values, batch, self.config.model.attention == "separate"),)
+    def _valued_by(self, critic: Trainable, batch: Batch) -> tuple[Tensor, ...]:
+        return critic.compute(values, batch, self.config.model.attention == "separate")
 
 
 def fill(

@@ -172,7 +172,7 @@ def measured(case: Case, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Log-probs, entropies and this rank's part of the gradient of each parameter."""
     model.zero_grad()
     if isinstance(model, ValueModel):
-        found = values(model, batch)
+        (found,) = values(model, batch)
         columns = {"value": found, "entropy": torch.zeros_like(found)}
     else:
         options = {"temperature": 0.7, "max_logits": 10**9, **case.options}

@@ -69,7 +69,7 @@ def policy_loss(model, batch):
 
 
 def critic_loss(model, batch):
-    return value_loss(model.compute(values, batch), batch, 0.2)
+    return value_loss(model.compute(values, batch)[0], batch, 0.2)
 
 
 PIECES = DeepspeedConfig(param_persistence_threshold=0)

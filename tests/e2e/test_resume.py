@@ -28,7 +28,10 @@ VARIANTS = {
         "3",
     ],
     "lora": ["lora", "--steps", "5", "--optimizer.learning-rate", "0.01"],
-    "critic": ["ppo", "--steps", "5", "--critic.warmup-steps", "2", "--rollout.prompts-per-step", "8"],
+    "critic": [  # with a value of the cost as well
+        *("ppo", "--steps", "5", "--critic.warmup-steps", "2", "--rollout.prompts-per-step", "8"),
+        *("--constraint.cost", "length", "--constraint.limit", "0.001"),
+    ],
     "bf16": ["bf16", "--steps", "5"],
     "memory": [
         *("grpo", "--steps", "6", "--checkpoint.every-steps", "2", "--rollout.prompts-per-step", "3"),
@@ -236,6 +239,25 @@ def test_settings_given_at_a_resume_stay_for_the_next_one(lightrft, tmp_path):
     told = lightrft("train", "--resume", "run", "--optimizer.learning-rate", "0.5")
     assert "no step is left to learn with other settings: config.yaml stays as it was" in told
     assert (tmp_path / "run" / "config.yaml").read_text() == now, "they made nothing"
+
+
+def test_a_critic_goes_on_with_the_values_that_it_has(lightrft, tmp_path):
+    """One is of the cost, where there is a constraint."""
+    lightrft(
+        "train", "tiny", "ppo", *PLAIN, *SMALL, "--steps", "1", "--constraint.cost", "length", "--run", "run"
+    )
+    (row,) = steps(tmp_path / "run")
+    assert row["critic/cost_value"] == 0.0, "it begins at 0"
+    assert row["critic/cost_explained_variance"] <= 0.0
+    refused = lightrft("train", "--resume", "run", "--constraint.cost=", "--steps", "2", status=2)
+    assert "constraint.cost='': the checkpoint of step 1 has learned with constraint.cost=length" in refused
+    lightrft("train", "tiny", "ppo", *PLAIN, *SMALL, "--steps", "1", "--run", "without")
+    refused = lightrft(
+        "train", "--resume", "without", "--constraint.cost", "length", "--steps", "2", status=2
+    )
+    assert "constraint.cost=length: the checkpoint of step 1 has learned with constraint.cost=''" in refused
+    idle = lightrft("train", "tiny", "ppo", *PLAIN, "--critic.cost-output", "cost", status=2)
+    assert "critic.cost_output=cost has no effect with constraint.cost=''" in idle
 
 
 def test_resuming_what_is_no_run_names_the_folder(lightrft):

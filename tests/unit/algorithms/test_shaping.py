@@ -9,8 +9,6 @@ from lightrft.algorithms.shaping import (
     RunningMoments,
     answer_rewards,
     clip_scores,
-    dual_ascent,
-    lagrangian_reward,
     teacher_advantage,
     token_rewards,
 )
@@ -104,16 +102,3 @@ def test_rewards_that_were_always_equal_are_not_blown_up():
     assert moments.normalise(torch.tensor([0.1]), shift=True).abs().max() < 1e-7
     assert moments.normalise(torch.tensor([0.1]), shift=False).tolist() == pytest.approx([0.1])
     assert RunningMoments().normalise(torch.tensor([0.3]), shift=True).tolist() == pytest.approx([0.3])
-
-
-def test_a_cost_is_weighed_against_the_reward():
-    scores, costs = torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0])
-    assert lagrangian_reward(scores, costs, 0.0).tolist() == [1.0, 1.0]
-    assert lagrangian_reward(scores, costs, 3.0).tolist() == [0.25, -1.25]
-
-
-def test_the_multiplier_climbs_above_the_limit_and_sinks_below():
-    assert dual_ascent(1.0, cost=0.5, limit=0.2, rate=2.0, most=10.0) == pytest.approx(1.6)
-    assert dual_ascent(1.0, cost=0.1, limit=0.2, rate=2.0, most=10.0) == pytest.approx(0.8)
-    assert dual_ascent(0.1, cost=0.0, limit=0.2, rate=2.0, most=10.0) == 0.0
-    assert dual_ascent(9.9, cost=9.0, limit=0.2, rate=2.0, most=10.0) == 10.0

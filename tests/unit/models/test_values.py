@@ -24,7 +24,7 @@ def critic_with_a_head(model=TINY, path=""):
 
 def test_a_new_critic_expects_nothing_and_can_learn():
     critic = CriticSource(critic_config(TINY, "")).full()
-    found = values(critic, pack(ANSWERS))
+    (found,) = values(critic, pack(ANSWERS))
     assert found.tolist() == [0.0] * 9
     found.sum().backward()
     assert critic.head.weight.grad.abs().sum() > 0
@@ -33,7 +33,7 @@ def test_a_new_critic_expects_nothing_and_can_learn():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_values_are_float32_and_all_of_the_body_learns(dtype):
     critic = critic_with_a_head(ModelConfig(path="random:llama", dtype=dtype, lora=LoraConfig(rank=2)))
-    found = values(critic, pack(ANSWERS))
+    (found,) = values(critic, pack(ANSWERS))
     assert found.dtype == torch.float32
     found.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in critic.parameters())
@@ -42,18 +42,18 @@ def test_values_are_float32_and_all_of_the_body_learns(dtype):
 def test_the_value_of_a_token_is_read_where_the_token_was_not_yet_known():
     """Changing a token changes the values behind it, not its own nor those before."""
     critic = critic_with_a_head()
-    before = values(critic, pack(ANSWERS[:1])).tolist()
+    before = values(critic, pack(ANSWERS[:1]))[0].tolist()
     changed = tiny_trajectories([(6, [5, 3])])[:1]
     changed[0].token_ids[2] = (changed[0].token_ids[2] + 1) % 256
-    after = values(critic, pack(changed)).tolist()
+    after = values(critic, pack(changed))[0].tolist()
     assert after[:3] == before[:3]
     assert after[3] != before[3]
 
 
 def test_packed_values_are_those_of_each_answer_alone():
     critic = critic_with_a_head()
-    alone = torch.cat([values(critic, pack([t])) for t in ANSWERS])
-    assert_close(values(critic, pack(ANSWERS)), alone, atol=1e-5, rtol=0)
+    alone = torch.cat([values(critic, pack([t]))[0] for t in ANSWERS])
+    assert_close(values(critic, pack(ANSWERS))[0], alone, atol=1e-5, rtol=0)
 
 
 def test_the_size_is_told_without_loading(tmp_path):
@@ -84,12 +84,33 @@ def test_a_critic_made_of_a_reward_model_begins_with_its_score_of_what_is_there(
     model, folder = rated
     source = CriticSource(ModelConfig(path=folder), output=output)
     source.check()
-    found = values(source.full(), pack(ANSWERS[:1]))
+    (found,) = values(source.full(), pack(ANSWERS[:1]))
     tokens = [*ANSWERS[0].prompt.token_ids, *ANSWERS[0].token_ids]
     with torch.no_grad():
         states = model.model(torch.tensor([tokens])).last_hidden_state[0]
     assert_close(found, model.score(states)[5:10, place], atol=1e-5, rtol=0)
     found.sum().backward()
+
+
+def test_the_values_of_reward_and_cost_begin_with_an_output_each(rated, tmp_path):
+    """Each is what a critic of that output alone says; without a named output the value of the cost is 0."""
+    folder, batch = rated[1], pack(ANSWERS)
+    alone = [
+        values(CriticSource(ModelConfig(path=folder), output=o).full(), batch)[0] for o in ("general", "cost")
+    ]
+    source = CriticSource(ModelConfig(path=folder), output="general", cost_output="cost")
+    source.check()
+    for found, expected in zip(values(source.full(), batch), alone, strict=True):
+        assert_close(found, expected, atol=1e-6, rtol=0)
+    assert torch.equal(source.empty().head.weight, source.full().head.weight)
+    reward, cost = values(
+        CriticSource(ModelConfig(path=folder), output="general", cost_output="").full(), batch
+    )
+    assert_close(reward, alone[0], atol=1e-6, rtol=0)
+    assert not cost.any()
+    plain = CriticSource(ModelConfig(path=str(tiny_folder(tmp_path))), cost_output="")
+    plain.check()
+    assert [column.any() for column in values(plain.full(), batch)] == [False, False]
 
 
 def test_an_empty_critic_of_a_reward_model_has_its_head_and_is_given_its_body(rated, monkeypatch):
@@ -142,6 +163,18 @@ def test_a_critic_refuses_a_name_that_fits_nothing_as_a_policy_does(tmp_path):
 def test_an_output_that_a_reward_model_lacks_is_refused(rated, output, message):
     with pytest.raises(ValueError, match=message):
         CriticSource(ModelConfig(path=rated[1]), output=output).check()
+
+
+def test_an_output_of_the_cost_that_is_not_there_is_refused(rated, tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"critic.cost_output=costs: the reward model has the outputs general, cost. Name one: critic.cost_output=",
+    ):
+        CriticSource(ModelConfig(path=rated[1]), output="general", cost_output="costs").check()
+    with pytest.raises(
+        ValueError, match=r"critic.cost_output=cost names an output, and .* is no reward model"
+    ):
+        CriticSource(ModelConfig(path=str(tiny_folder(tmp_path))), cost_output="cost").check()
 
 
 def test_an_output_of_a_language_model_is_refused(tmp_path):
