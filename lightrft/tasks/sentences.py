@@ -119,8 +119,8 @@ def gold(record: Record) -> str:
 def pairs(split: str, seed: int) -> list[dict[str, Any]]:
     """For each question the right object as the chosen response, and a rejected one with a fault of form or content.
 
-    Half of the faults are a value exchanged for another of its kind, a quarter an object put inside another one, which is longer, and a
-    quarter an object that lacks its last value or its end, which is shorter: lengths say nothing.
+    Half of the faults are a value exchanged for another of its kind. A quarter is longer: the object inside another one, or a value with a word
+    too many. A quarter is shorter: without one of the values, or without its end. So lengths say nothing.
     """
     rows = []
     for number, (asked, target) in enumerate(questions(split, seed)):
@@ -149,15 +149,26 @@ def _nested(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> s
     return json.dumps({draw.choice(("result", "data", "answer")): target})
 
 
+def _embroidered(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
+    """One value is a word, a name or a number with another word behind it."""
+    key = draw.choice(list(target))
+    word = draw.choice(_part(draw.choice((NAMES, CITIES, JOBS, THINGS)), held_out))
+    return json.dumps({**target, key: f"{target[key]} {word}"})
+
+
+def _lacking(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
+    """Without one of its values, whichever."""
+    left_out = draw.choice(list(target))
+    return json.dumps({key: value for key, value in target.items() if key != left_out})
+
+
 def _cut_short(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
-    """Without its last value, or without its end."""
-    *most, _ = target
-    if draw.random() < 0.5:
-        return json.dumps({key: target[key] for key in most})
-    return json.dumps(target)[: -draw.randint(1, 4)]
+    """Without its end."""
+    whole = json.dumps(target)
+    return whole[: -draw.randint(1, len(whole) // 2)]
 
 
-FAULTS = (_exchanged, _nested, _exchanged, _cut_short)
+FAULTS = (_exchanged, _nested, _exchanged, _lacking, _exchanged, _embroidered, _exchanged, _cut_short)
 
 
 def _person(draw: random.Random, words: Words) -> tuple[tuple[str, ...], dict[str, Any]]:
