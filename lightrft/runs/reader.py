@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,10 @@ class Run:
     """
 
     def __init__(self, folder: Path | str) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise ValueError(
+                f"Run({folder!r:.80}) is not a folder. Give the folder of a run, e.g. runs/NAME."
+            )
         self.folder = Path(folder).expanduser()
         files = RunFolder(self.folder)
         if not self.folder.is_dir():

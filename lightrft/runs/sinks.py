@@ -38,6 +38,7 @@ class Sink(Protocol):
         ...
 
 
+METHODS = ("log", "groups", "close")
 SINKS: dict[str, Callable[[Opened], Sink]] = {
     "mlflow": Mlflow,
     "swanlab": Swanlab,
@@ -109,9 +110,19 @@ class Outlet:
 
 
 def found(names: Sequence[str]) -> dict[str, Callable[[Opened], Sink]]:
-    """What makes each of these sinks. ValueError for a name that is none, and for a package that is missing; nothing else is an error."""
+    """What makes each of these sinks. ValueError for a name that is none, a class without the methods, and a package that is missing."""
     makes = {name: resolve(SINKS, name, "sink") for name in names}
-    for name in makes:
+    for name, make in makes.items():
+        # A function may make what it likes, which is seen at the first write.
+        lacks = [
+            method
+            for method in METHODS
+            if isinstance(make, type) and not callable(getattr(make, method, None))
+        ]
+        if lacks:
+            raise ValueError(
+                f"log.to={name}: the class has no method {', '.join(lacks)}. A sink has {', '.join(METHODS)}; see docs/trackers.md."
+            )
         if name in SINKS and importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"log.to={name}: the package {name} is not installed. Install it: {install_command(name)}, or leave {name} out of log.to."

@@ -138,6 +138,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         Run(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         Run(tmp_path / "nowhere")
+    for given in (None, 3):
+        with pytest.raises(ValueError, match=rf"^Run\({given}\) is not a folder. Give"):
+            Run(given)
 
 
 def test_notebooks_show_strange_text_as_text(tmp_path):

@@ -125,6 +125,17 @@ def test_a_name_that_is_none_and_a_package_that_is_missing_are_told_with_the_cur
         Sinks(["swanlab"], opened(tmp_path))
 
 
+def test_a_class_that_is_no_sink_is_told_before_anything_is_written(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "class Half:\n    def __init__(self, run): ...\n    def log(self, step, metrics): ...\n"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"log.to=.*Half: the class has no method groups, close. A sink has log, groups, close",
+    ):
+        Sinks([f"{tmp_path / 'mine.py'}:Half"], opened(tmp_path))
+
+
 def test_tensorboard_gets_scalars_and_groups(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
