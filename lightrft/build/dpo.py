@@ -19,8 +19,7 @@ from lightrft.datasets.comparisons import Comparisons, spoken, warn_of_leaks
 from lightrft.datasets.conversations import checked_ending
 from lightrft.datasets.loader import PromptLoader
 from lightrft.models.describe import is_pipeline
-from lightrft.models.load import load_processor
-from lightrft.models.reward_source import check_writes
+from lightrft.models.reward_source import writing_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.trainer.offline import HeldOut
@@ -54,8 +53,7 @@ def of_words(config: DPOConfig, run: Path, world: World) -> offline.Setup:
             f"batch_size={config.batch_size}: loss={config.loss} measures the divergence from the reference on a step's prompts with "
             "each other's responses. Set batch_size to 2 or more."
         )
-    processor = dated(load_processor(config.model, config.media), run, world)
-    check_writes(config.model)
+    processor = dated(writing_processor(config.model, config.media), run, world)
     comparisons = Comparisons(
         processor,
         config,

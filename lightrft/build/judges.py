@@ -20,9 +20,9 @@ from lightrft.datasets.prompts import Asked
 from lightrft.engines.base import Engine, MakeEngine
 from lightrft.models.describe import text_shape
 from lightrft.models.families import made_for
-from lightrft.models.load import load_model, load_processor
+from lightrft.models.load import load_model
 from lightrft.models.processor import Processor
-from lightrft.models.reward_source import check_writes
+from lightrft.models.reward_source import writing_processor
 from lightrft.models.source import Source
 from lightrft.rewards.asked import TEXT
 from lightrft.rewards.base import RewardRunner
@@ -248,9 +248,7 @@ def judge_with_processor(config: Config) -> tuple[ModelConfig, Processor]:
     """The model of the judge, and what turns texts into its tokens. ValueError naming its settings."""
     model = judge_model(config)
     with named(JUDGE):
-        processor = load_processor(model, config.media)  # after it, what model.imports registers is known
-        check_writes(model)
-        return model, processor
+        return model, writing_processor(model, config.media)
 
 
 def judge_model(config: Config) -> ModelConfig:

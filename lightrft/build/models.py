@@ -22,7 +22,7 @@ from lightrft.models.kinds import PolicyKind
 from lightrft.models.load import load_processor
 from lightrft.models.lora import is_adapted, starts_as_base
 from lightrft.models.processor import Processor
-from lightrft.models.reward_source import check_writes
+from lightrft.models.reward_source import writing_processor
 from lightrft.models.sequence import check_shared
 from lightrft.models.source import Source
 from lightrft.models.values import critic_config
@@ -100,8 +100,7 @@ def check_teacher(config: Config, processor: Processor) -> None:
     if not config.teacher.path:
         return
     with named("teacher"):  # its chat template is not needed
-        teacher = load_processor(replace(teacher_model(config), chat_template="plain"))
-        check_writes(teacher_model(config))
+        teacher = writing_processor(replace(teacher_model(config), chat_template="plain"))
     mine, its = processor.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if mine != its:
         apart = len(mine.items() ^ its.items())

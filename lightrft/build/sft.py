@@ -23,7 +23,7 @@ from lightrft.models.masked import MaskedProcessor, reading_of
 from lightrft.models.masked_demands import ENGINE as REVEALS
 from lightrft.models.masked_demands import check_parts
 from lightrft.models.masking import Masking
-from lightrft.models.reward_source import check_writes
+from lightrft.models.reward_source import writing_processor
 from lightrft.models.source import Source
 from lightrft.parallel.world import World
 from lightrft.tasks.table import Split, Task
@@ -49,8 +49,7 @@ def of_words(config: SFTConfig, run: Path, world: World) -> offline.Setup:
     because = f"model.path={config.model.path}, which writes from left to right"
     refuse_idle("masked", config.masked, because=because, cure="take a masked diffusion language model")
     refuse_pictures(config)
-    processor = dated(load_processor(config.model, config.media), run, world)
-    check_writes(config.model)
+    processor = dated(writing_processor(config.model, config.media), run, world)
     frozen = Source(config.model, learns=False)
     return offline.Setup(
         processor,

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from lightrft.build.tables import ENGINES, OWN
 from lightrft.config import ModelConfig, RolloutConfig
 from lightrft.models.describe import context
-from lightrft.models.load import load_model, load_processor
+from lightrft.models.load import load_model
 from lightrft.models.processor import Processor
-from lightrft.models.reward_source import check_writes
+from lightrft.models.reward_source import writing_processor
 from lightrft.runs.layout import RunFolder
 from lightrft.types import Completion, Message, Prompt, Record, Sampling
 from lightrft.utils.device import pick_device
@@ -27,8 +27,7 @@ NEW, QUIT = "/new", "/quit"
 def chat(model: str, system: str, sampling: Sampling) -> int:
     """Talks until the input ends or /quit."""
     config = ModelConfig(path=model_of(model))
-    processor = load_processor(config)
-    check_writes(config)
+    processor = writing_processor(config)
     module = load_model(config, pick_device("auto"), trainable=False)
     engine: Any = resolve(ENGINES, OWN, "engine")(module, processor, RolloutConfig())
     talk = Conversation(engine, processor, sampling, context(config), system)

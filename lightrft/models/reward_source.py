@@ -10,13 +10,14 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
-from lightrft.config import LoraConfig, ModelConfig
+from lightrft.config import LoraConfig, MediaConfig, ModelConfig
 from lightrft.models.classifiers import HEAD, classifier
 from lightrft.models.describe import RANDOM, is_tiny, stored_shape, without_weights
 from lightrft.models.lazy import empty_model
-from lightrft.models.load import load_model, prepared
+from lightrft.models.load import load_model, load_processor, prepared
 from lightrft.models.logprobs import backbone, causal_lm
 from lightrft.models.lora import check_targets, plain_parameters, round_base
+from lightrft.models.processor import Processor
 from lightrft.models.reward import set_head, trained
 from lightrft.models.source import Source
 from lightrft.models.spread import spread
@@ -119,14 +120,16 @@ def has_head(config: ModelConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in names)
 
 
-def check_writes(config: ModelConfig) -> None:
-    """ValueError, before any weight loads, for a reward model in the place of one that writes: where its embeddings are its output too, no
-    weight of a language model is missing, and what it writes means nothing."""
+def writing_processor(config: ModelConfig, media: MediaConfig | None = None) -> Processor:
+    """`load_processor` of a model that is to write. ValueError, before any weight loads, for a reward model in its place: where its
+    embeddings are its output too, no weight of a language model is missing, and what it writes means nothing."""
+    processor = load_processor(config, media)  # after it, what model.imports registers is known
     if not config.path.startswith(RANDOM) and has_head(config):
         raise ValueError(
             f"model.path={config.path} is a reward model ({', '.join(stored_shape(config).architectures)}), which gives scores and writes no "
             "text. Name the model to write with; a reward model is named in reward_model.paths."
         )
+    return processor
 
 
 def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:

@@ -14,10 +14,9 @@ from lightrft.config.algorithm import EXACT
 from lightrft.models.experts import OWN
 from lightrft.models.export import FILE_BYTES, write_folder
 from lightrft.models.families import joined
-from lightrft.models.load import load_processor
 from lightrft.models.logprobs import LogProbs, logprobs
 from lightrft.models.processor import Processor
-from lightrft.models.reward_source import check_writes
+from lightrft.models.reward_source import writing_processor
 from lightrft.models.source import Source
 from lightrft.models.supports import packed
 from lightrft.types import Batch, Inputs, Prompt, Sampling, Trajectory
@@ -178,8 +177,7 @@ class Words:
                 f"algorithm.kl={EXACT} needs a model whose steps are Gaussian (a diffusion pipeline), and model.path={config.model.path} chooses "
                 "tokens. Set algorithm.kl=k3."
             )
-        processor = load_processor(config.model, config.media)
-        check_writes(config.model)
+        processor = writing_processor(config.model, config.media)
         processor.stopping(Sampling(stop=tuple(config.rollout.stop)))
         return cls(config, processor)
 
