@@ -24,6 +24,7 @@
     difference: ["trainer less engine", signed, "blue: the trainer finds the token likelier than the engine did; orange: less likely"],
     ref_difference: ["policy less reference (KL)", signed, "blue: likelier than under the reference; orange: less likely"],
     values: ["value of the critic", signed, "blue: the critic expects a return above 0; orange: below 0"],
+    cost_values: ["value of the cost", signed, "blue: the critic expects a cost above 0; orange: below 0"],
     weight: ["weight in the loss", signed, "blue: the larger, the more the token counts in the loss"],
     rewards: ["reward of the token", signed, "blue: above 0; orange: below 0"],
     returns: ["return", signed, "blue: above 0; orange: below 0"],
