@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightrft.algorithms.losses import value_loss
+from lightrft.algorithms.constraint import values_loss
 from lightrft.build.tables import STRATEGIES
 from lightrft.config import (
     ZERO,
@@ -47,7 +47,7 @@ def answers_of(step, family="llama"):
     answers = tiny_trajectories(SHAPE, seed=step)
     draw = torch.Generator().manual_seed(step)
     for t in answers:
-        for name in ("advantages", "returns", "values"):
+        for name in ("advantages", "returns", "values", "cost_returns", "cost_values"):
             t.columns[name] = torch.randn(len(t), generator=draw)
     if step == 2:  # as tokens that were drawn among a part of the vocabulary
         given_supports(answers)
@@ -69,7 +69,7 @@ def policy_loss(model, batch):
 
 
 def critic_loss(model, batch):
-    return value_loss(model.compute(values, batch)[0], batch, 0.2)
+    return values_loss(model.compute(values, batch), batch, 0.2)
 
 
 PIECES = DeepspeedConfig(param_persistence_threshold=0)
@@ -120,7 +120,7 @@ KINDS = {
     "recomputed": (Source(ModelConfig(path="random:qwen3", gradient_checkpointing=True)), policy_loss, {}),
     "adapters": (Source(ModelConfig(path="random:llama", lora=LoraConfig(rank=2))), policy_loss, {}),
     "half_frozen": (Source(ModelConfig(path="random:llama", freeze=["layers:1"])), policy_loss, {}),
-    "critic": (CriticSource(ModelConfig(path="random:qwen2")), critic_loss, {}),
+    "critic": (CriticSource(ModelConfig(path="random:qwen2"), cost_output=""), critic_loss, {}),
 }
 
 
