@@ -31,7 +31,8 @@ from lightrft.config import AlgorithmConfig
 from lightrft.config.algorithm import EXACT
 from lightrft.types import Batch, GroupOfTrajectories, Terms, Trajectory
 
-Survey = Callable[[Tensor, Batch, Callable[[Tensor], Tensor]], Tensor]
+Reduce = Callable[[Tensor], Tensor]  # the sum over ranks
+Survey = Callable[[Tensor, Batch, Reduce], Tensor]
 """Log-probs (T,) under the policy as it is, all responses of an update on this rank, a sum over ranks -> marks (T,)."""
 
 
@@ -162,15 +163,15 @@ class Algorithm:
         """Whether batch.teacher must be filled."""
         return self.config.teacher_coefficient != 0
 
-    def compute_advantages(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Fills rewards, advantages and returns, each (T,), of a batch with whole groups.
+    def compute_advantages(self, batch: Batch, reduce: Reduce) -> None:
+        """Fills rewards, advantages and returns, each (T,), of a batch with whole groups, from its scores. Every rank calls this."""
+        batch.rewards = token_rewards(batch, self.config)
+        advantages, batch.returns = self.advantage(batch, self.config)
+        self.finish_advantages(batch, advantages, reduce)
 
-        From the scores: rewards per token, the estimator, whitening, clipping, the choice of uncertain tokens, and the
-        teacher. `reduce` sums a tensor over ranks; every rank calls this.
-        """
+    def finish_advantages(self, batch: Batch, advantages: Tensor, reduce: Reduce) -> None:
+        """Fills advantages, (T,), from those of the estimator: whitening, clipping, the choice of uncertain tokens, the teacher."""
         config = self.config
-        batch.rewards = token_rewards(batch, config)
-        advantages, batch.returns = self.advantage(batch, config)
         if config.whiten:
             advantages = whiten(advantages, batch.mask, reduce)
         if config.advantage_clip:
@@ -181,7 +182,7 @@ class Algorithm:
             advantages = advantages + config.teacher_coefficient * teacher_advantage(batch)
         batch.advantages = advantages
 
-    def _uncertain(self, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    def _uncertain(self, batch: Batch, reduce: Reduce) -> Tensor:
         assert batch.entropy is not None, "algorithm.high_entropy_fraction needs the entropy at sampling"
         return high_entropy(
             batch.entropy,
@@ -336,7 +337,7 @@ def _bound_survey(loss: _Role, options: dict[str, Any], config: AlgorithmConfig)
     if survey is None:
         return None
 
-    def bound(present: Tensor, batch: Batch, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    def bound(present: Tensor, batch: Batch, reduce: Reduce) -> Tensor:
         result: Tensor = survey(present, batch, config, reduce, **options)
         if not _is_column(result, batch):
             raise ValueError(f"{loss}: its survey must return a tensor of shape ({batch.num_tokens},).")

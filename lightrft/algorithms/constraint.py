@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from lightrft.algorithms.advantages import explained_variance
 from lightrft.algorithms.algorithm import Algorithm
 from lightrft.algorithms.losses import value_loss
-from lightrft.algorithms.segments import last_of_segment
+from lightrft.algorithms.shaping import token_rewards
 from lightrft.types import Batch, Terms
 
 
@@ -36,44 +35,47 @@ def dual_ascent(multiplier: float, cost: float, limit: float, rate: float, most:
 
 def advantages_under_a_cost(
     batch: Batch,
+    rewards: Tensor,
     costs: Tensor,
     multiplier: float,
     algorithm: Algorithm,
     reduce: Callable[[Tensor], Tensor],
 ) -> dict[str, float]:
-    """Rewards, advantages and returns, each (T,), of a batch with values of the reward and of the cost (`costs`, (S,)); how good both are.
+    """Rewards, advantages and returns, each (T,), of a batch with values of the reward and of the cost; how well those had known them.
 
-    The scores are the Lagrangian's, (r - lambda * c) / (1 + lambda), so the values to compare them with are (V_r - lambda * V_c) /
-    (1 + lambda), whatever the multiplier has become since the critic learned. Generalised advantage estimation is linear in rewards and
-    values: these are the (A_r - lambda * A_c) / (1 + lambda) of Safe RLHF (Dai et al. 2023, section 3.2), with the penalty on the divergence
-    at its full weight. The returns of the cost are those of its own rewards and values; the returns of the reward are what is left:
-    (1 + lambda) * R + lambda * R_c. `reduce` sums over ranks; every rank calls this.
+    `rewards` and `costs`, (S,), are what responses are worth without each other. The estimator sees each with its own values, and
+    A = (A_r - lambda * A_c) / (1 + lambda), as in Safe RLHF (Dai et al. 2023, section 3.2). A penalty on the divergence from the reference
+    (algorithm.kl_in=reward) is taken off the rewards and added to the costs, as there, so that it has its full weight in A and what the critic
+    learns does not move with lambda. `reduce` sums over ranks; every rank calls this.
     """
-    assert batch.values is not None, "fill batch.values (the critic's, of the reward) before the advantages"
     assert batch.cost_values is not None, "fill batch.cost_values (the critic's) before the advantages"
-    of_reward = batch.values
-    batch.values = lagrangian_reward(of_reward, batch.cost_values, multiplier)
-    algorithm.compute_advantages(batch, reduce)
-    assert batch.returns is not None
-    together = explained_variance(batch.values, batch.returns, batch.mask, reduce)
-    last = last_of_segment(batch.segments, mask=batch.mask)
-    alone = replace(
-        batch,
-        scores=costs,
-        rewards=torch.where(last, costs[batch.segments], 0.0),
-        values=batch.cost_values,
+    row = algorithm.config
+    of_reward = replace(batch, scores=rewards)
+    of_reward.rewards = token_rewards(of_reward, row)
+    of_cost = replace(batch, scores=-costs, values=batch.cost_values)
+    of_cost.rewards = -token_rewards(of_cost, row)
+    of_cost.scores = costs
+    (a_reward, batch.returns), (a_cost, batch.cost_returns) = (
+        algorithm.advantage(of_reward, row),
+        algorithm.advantage(of_cost, row),
     )
-    _, batch.cost_returns = algorithm.advantage(alone, algorithm.config)
-    batch.returns = (1 + multiplier) * batch.returns + multiplier * batch.cost_returns
-    batch.values = of_reward
+    batch.rewards = lagrangian_reward(of_reward.rewards, of_cost.rewards, multiplier)
+    algorithm.finish_advantages(batch, lagrangian_reward(a_reward, a_cost, multiplier), reduce)
+    return _explained(batch, multiplier, reduce)
+
+
+def _explained(batch: Batch, multiplier: float, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """The explained variance of what advantages are made of, and of both values by themselves."""
+    assert batch.values is not None
+    assert batch.cost_values is not None
+    assert batch.returns is not None
+    assert batch.cost_returns is not None
+    columns = {"reward_": (batch.values, batch.returns), "cost_": (batch.cost_values, batch.cost_returns)}
+    (v_r, r_r), (v_c, r_c) = columns.values()
+    columns[""] = lagrangian_reward(v_r, v_c, multiplier), lagrangian_reward(r_r, r_c, multiplier)
     return {
-        "critic/explained_variance": together,
-        "critic/reward_explained_variance": explained_variance(
-            batch.values, batch.returns, batch.mask, reduce
-        ),
-        "critic/cost_explained_variance": explained_variance(
-            batch.cost_values, batch.cost_returns, batch.mask, reduce
-        ),
+        f"critic/{name}explained_variance": explained_variance(values, returns, batch.mask, reduce)
+        for name, (values, returns) in columns.items()
     }
 
 

@@ -198,6 +198,11 @@ def _check_advantage(config: Config, algorithm: Algorithm) -> None:
         refuse_idle("algorithm", row, [name], because=because, cure=cure)
     if not algorithm.needs_critic:
         refuse_idle("critic", config.critic, because=because, cure="set algorithm.advantage=gae")
+    elif config.constraint.cost and (algorithm.needs_baseline or algorithm.needs_turns):
+        raise ValueError(
+            f"{because} reads values beside baselines or the rewards of turns, and with constraint.cost={config.constraint.cost} it is asked once "
+            "for the reward and once for the cost, of which there are values alone. Leave constraint.cost out."
+        )
     elif not config.constraint.cost:
         refuse_idle(
             "critic", config.critic, ["cost_output"], because="constraint.cost=''", cure="set constraint.cost"

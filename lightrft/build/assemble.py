@@ -51,6 +51,8 @@ log = logging.getLogger("lightrft")
 
 VALUES = "values"
 """Part of a checkpoint: what trainer/optimal_values.py has measured."""
+NONE, HEAD = "''", "weights/head.weight"
+"""A text that is empty, as a setting says it; the head of a critic in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -313,8 +315,7 @@ def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:
 
 
 def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
-    """ValueError if a critic is asked for that a checkpoint does not have, or has with other outputs, so that it could not go on."""
-    empty = "''"
+    """ValueError if a critic is asked for that a checkpoint does not have, or has for another cost, so that it could not go on."""
     if state is not None and algorithm.needs_critic and "critic" not in state["models"]:
         raise ValueError(
             f"algorithm.advantage={config.algorithm.advantage} needs a critic, and the checkpoint of step {state['done']} holds none: the run "
@@ -323,12 +324,18 @@ def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any
         )
     if state is None or not algorithm.needs_critic:
         return
-    before, now = state["parts"]["scaler"]["cost"], config.constraint.cost
-    if bool(before) != bool(now):
+    scaler, now = state["parts"]["scaler"], config.constraint.cost
+    before = scaler.get("constraint.cost", scaler["cost"])
+    if before != now:
         raise ValueError(
-            f"constraint.cost={now or empty}: the checkpoint of step {state['done']} has learned with constraint.cost={before or empty}, and "
-            "the critic has an output for the cost where there is one. Resume with that, or start a new run with model.path set to a "
-            "model of this one."
+            f"constraint.cost={now or NONE}: the run has learned with constraint.cost={before or NONE} up to the checkpoint of step "
+            f"{state['done']}, and its critic knows the value of that. Resume with constraint.cost={before or NONE}, or start a new run with "
+            "model.path set to a model of this one."
+        )
+    if now and state["models"]["critic"].shapes()[HEAD][0] == 1:
+        raise ValueError(
+            f"the critic in the checkpoint of step {state['done']} is of an earlier LightRFT, in which it knew the reward less its cost alone; "
+            "now it knows both. Start a new run with model.path set to a model of this one."
         )
 
 

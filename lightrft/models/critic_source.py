@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,7 +83,8 @@ class CriticSource(Source):
         ):
             if output:
                 raise ValueError(
-                    f"{setting} names an output, and {self.config.path} is no reward model. Leave it out."
+                    f"{setting} names an output, and the model the critic starts from, {self.config.path}, is no reward model. Leave it out, or "
+                    "set critic.path to a reward model."
                 )
 
     @property
@@ -102,18 +104,26 @@ class CriticSource(Source):
             )
         ]
         setting, output = self._cost_setting
-        return [*places, self._place(output, setting, "critic.cost_output=")] if output else places
+        if not output:
+            return places
+        place = self._place(output, setting, "critic.cost_output=", but=places)
+        if place in places:
+            raise ValueError(
+                f"{setting} is the output from which the value of the reward begins. Name another one."
+            )
+        return [*places, place]
 
-    def _place(self, output: str, setting: str, cure: str) -> int:
-        """The number of an output."""
+    def _place(self, output: str, setting: str, cure: str, but: Sequence[int] = ()) -> int:
+        """The number of an output. ValueError, with an example that is not of the numbers `but`, where there is none of the name."""
         labels = stored_shape(self.config).id2label
         names = [labels[place] for place in sorted(labels)]
         known = [*names, *map(str, range(len(names)))]
         if len(names) == 1 and not output:
             return 0
         if output not in known:
+            others = [name for place, name in enumerate(names) if place not in but] or names
             raise ValueError(
-                f"{setting}: the reward model has the outputs {', '.join(names)}. Name one: {cure}{names[0]}"
+                f"{setting}: the reward model has the outputs {', '.join(names)}. Name one: {cure}{others[0]}"
             )
         return known.index(output) % len(names)
 

@@ -81,6 +81,8 @@ class Outlet:
         sink: Sink | None = None
         try:
             sink = self._make(self._run)
+            if lacks := [method for method in METHODS if not callable(getattr(sink, method, None))]:
+                raise TypeError(f"it has no {' and no '.join(lacks)}, see docs/trackers.md")
         except (Exception, SystemExit) as error:  # whatever a tracker raises
             self._fail(error)
         while (entry := self._waiting.get()) is not None:
@@ -110,19 +112,9 @@ class Outlet:
 
 
 def found(names: Sequence[str]) -> dict[str, Callable[[Opened], Sink]]:
-    """What makes each of these sinks. ValueError for a name that is none, a class without the methods, and a package that is missing."""
+    """What makes each of these sinks. ValueError for a name that is none, and for a package that is missing; nothing else is an error."""
     makes = {name: resolve(SINKS, name, "sink") for name in names}
-    for name, make in makes.items():
-        # A function may make what it likes, which is seen at the first write.
-        lacks = [
-            method
-            for method in METHODS
-            if isinstance(make, type) and not callable(getattr(make, method, None))
-        ]
-        if lacks:
-            raise ValueError(
-                f"log.to={name}: the class has no method {', '.join(lacks)}. A sink has {', '.join(METHODS)}; see docs/trackers.md."
-            )
+    for name in makes:
         if name in SINKS and importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"log.to={name}: the package {name} is not installed. Install it: {install_command(name)}, or leave {name} out of log.to."

@@ -150,7 +150,7 @@ def _nested(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> s
 
 
 def _embroidered(draw: random.Random, target: Mapping[str, Any], held_out: bool) -> str:
-    """One value is a word, a name or a number with another word behind it."""
+    """A value has a word behind it that is not in the sentence; a number becomes a text by that."""
     key = draw.choice(list(target))
     word = draw.choice(_part(draw.choice((NAMES, CITIES, JOBS, THINGS)), held_out))
     return json.dumps({**target, key: f"{target[key]} {word}"})

@@ -61,9 +61,10 @@ class RewardScaler:
         """The score of each response, (S,) float32."""
         return self._scores(answers, [t.reward for t in answers], [t.parts for t in answers])
 
-    def costs(self, answers: Sequence[Trajectory]) -> Tensor:
-        """The cost of each response, (S,) float32, where there is a constraint."""
-        return torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float32)
+    def apart(self, answers: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
+        """The score of each response without its cost, and its cost, both (S,) float32, where there is a constraint."""
+        costs = torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float32)
+        return self._normalised(answers, [t.reward for t in answers]).float(), costs
 
     def parts(self, answers: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
         """The parts of each response's reward and their weights, both (S, K) float32; NaN and 0 where its task has no such part."""
@@ -80,6 +81,14 @@ class RewardScaler:
     def _scores(
         self, answers: Sequence[Trajectory], rewards: list[float], parts: list[dict[str, float]]
     ) -> Tensor:
+        scores = self._normalised(answers, rewards)
+        if self.cost:
+            costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
+            scores = lagrangian_reward(scores, costs, self.multiplier)
+        return scores.float()
+
+    def _normalised(self, answers: Sequence[Trajectory], rewards: list[float]) -> Tensor:
+        """Rewards as the settings scale them by task, (S,) float64."""
         scores = torch.tensor(rewards, dtype=torch.float64)
         sources = [t.prompt.source for t in answers]
         if self.rewards.normalise != "none":
@@ -88,10 +97,7 @@ class RewardScaler:
                 shift = self.rewards.normalise == "shift_and_scale"
                 scores[here] = moments.normalise(scores[here], shift=shift)
         scores *= torch.tensor([self.rewards.scale.get(source, 1.0) for source in sources])
-        if self.cost:
-            costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
-            scores = lagrangian_reward(scores, costs, self.multiplier)
-        return scores.float()
+        return scores
 
     def state(self) -> dict[str, Any]:
         """Everything it has learned, for the checkpoint."""
@@ -99,6 +105,7 @@ class RewardScaler:
             "moments": {task: asdict(moments) for task, moments in self.moments.items()},
             "multiplier": self.multiplier,
             "cost": self.cost,
+            "constraint.cost": self.constraint.cost,
             "given": {task: self._given(task) for task in self.moments},
             "cost_by": self.places.get(self.cost, ""),
         }

@@ -98,9 +98,13 @@ class Scorer:
         self, whole: Batch, trajectories: Sequence[Trajectory], algorithm: Algorithm
     ) -> dict[str, float]:
         """Fills rewards, advantages and returns of a batch; how well the critic had known them."""
-        if whole.cost_values is not None:
-            costs, multiplier = self.scaler.costs(trajectories), self.scaler.multiplier
-            return advantages_under_a_cost(whole, costs, multiplier, algorithm, self.world.sum)
+        if (
+            self.critic is None
+        ):  # replayed responses may have its values still, from before a resume without one
+            whole.values = whole.cost_values = None
+        elif self.scaler.cost:
+            of_both = self.scaler.apart(trajectories)
+            return advantages_under_a_cost(whole, *of_both, self.scaler.multiplier, algorithm, self.world.sum)
         algorithm.compute_advantages(whole, self.world.sum)
         if whole.values is None:
             return {}

@@ -120,7 +120,8 @@ KINDS = {
     "recomputed": (Source(ModelConfig(path="random:qwen3", gradient_checkpointing=True)), policy_loss, {}),
     "adapters": (Source(ModelConfig(path="random:llama", lora=LoraConfig(rank=2))), policy_loss, {}),
     "half_frozen": (Source(ModelConfig(path="random:llama", freeze=["layers:1"])), policy_loss, {}),
-    "critic": (CriticSource(ModelConfig(path="random:qwen2"), cost_output=""), critic_loss, {}),
+    "critic": (CriticSource(ModelConfig(path="random:qwen2")), critic_loss, {}),
+    "critic_of_cost": (CriticSource(ModelConfig(path="random:qwen2"), cost_output=""), critic_loss, {}),
 }
 
 

@@ -250,12 +250,22 @@ def test_a_critic_goes_on_with_the_values_that_it_has(lightrft, tmp_path):
     assert row["critic/cost_value"] == 0.0, "it begins at 0"
     assert row["critic/cost_explained_variance"] <= 0.0
     refused = lightrft("train", "--resume", "run", "--constraint.cost=", "--steps", "2", status=2)
-    assert "constraint.cost='': the checkpoint of step 1 has learned with constraint.cost=length" in refused
+    assert (
+        "constraint.cost='': the run has learned with constraint.cost=length up to the checkpoint of step 1"
+        in refused
+    )
+    refused = lightrft(
+        "train", "--resume", "run", "--constraint.cost", "repetition", "--steps", "2", status=2
+    )
+    assert "constraint.cost=repetition: the run has learned with constraint.cost=length" in refused
     lightrft("train", "tiny", "ppo", *PLAIN, *SMALL, "--steps", "1", "--run", "without")
     refused = lightrft(
         "train", "--resume", "without", "--constraint.cost", "length", "--steps", "2", status=2
     )
-    assert "constraint.cost=length: the checkpoint of step 1 has learned with constraint.cost=''" in refused
+    assert (
+        "constraint.cost=length: the run has learned with constraint.cost='' up to the checkpoint of step 1"
+        in refused
+    )
     idle = lightrft("train", "tiny", "ppo", *PLAIN, "--critic.cost-output", "cost", status=2)
     assert "critic.cost_output=cost has no effect with constraint.cost=''" in idle
 

@@ -71,42 +71,77 @@ def gae(rewards: list[float], values: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("multiplier", [0.0, 0.7, 40.0])
-@pytest.mark.parametrize("penalty", [0.0, 0.3])
-def test_advantages_of_two_values_are_those_of_safe_rlhf(multiplier, penalty):
-    """(A_r - lambda A_c) / (1 + lambda), each with its own values; the penalty at its full weight; returns are advantages plus values."""
+@pytest.mark.parametrize(("penalty", "clip"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.5)])
+def test_advantages_of_two_values_are_those_of_safe_rlhf(multiplier, penalty, clip):
+    """(A_r - lambda A_c) / (1 + lambda), each with its own values; a penalty is in both; returns are advantages plus values."""
     batch, costs = batch_of(3)
-    row = AlgorithmConfig(
-        advantage="gae", gamma=GAMMA, gae_lambda=LAMBDA, kl="k1", kl_in="reward", kl_coefficient=penalty
-    )
+    settings = {"kl": "k1", "kl_in": "reward", "kl_coefficient": penalty, "reward_clip": clip}
+    row = AlgorithmConfig(advantage="gae", gamma=GAMMA, gae_lambda=LAMBDA, **settings)
     of_reward, of_cost, rewards = batch.values, batch.cost_values, batch.scores
     batch.scores = lagrangian_reward(rewards, costs, multiplier)
-    advantages_under_a_cost(batch, costs, multiplier, build(row, resolve), lambda x: x)
+    advantages_under_a_cost(batch, rewards, costs, multiplier, build(row, resolve), lambda x: x)
     assert batch.values is of_reward
+
+    def clipped(score: torch.Tensor) -> float:
+        return max(-clip, min(clip, float(score))) if clip else float(score)
+
     for s in range(4):
         at = [i for i in range(sum(LENGTHS)) if batch.segments[i] == s and batch.mask[i]]
         last = [i == at[-1] for i in at]
-        drift = [float(batch.old[i] - batch.ref[i]) for i in at]
-        plain = [
-            float(rewards[s]) * end - (1 + multiplier) * penalty * d
-            for end, d in zip(last, drift, strict=True)
-        ]
-        a_r = gae(plain, [float(of_reward[i]) for i in at])
-        a_c = gae([float(costs[s]) * end for end in last], [float(of_cost[i]) for i in at])
+        paid = [penalty * float(batch.old[i] - batch.ref[i]) for i in at]
+        plain = [clipped(rewards[s]) * end - x for end, x in zip(last, paid, strict=True)]
+        dear = [clipped(costs[s]) * end + x for end, x in zip(last, paid, strict=True)]
+        a_r, a_c = gae(plain, of_reward[at].tolist()), gae(dear, of_cost[at].tolist())
         expected = [(r - multiplier * c) / (1 + multiplier) for r, c in zip(a_r, a_c, strict=True)]
         assert batch.advantages[at].tolist() == pytest.approx(expected, abs=1e-9)
-        returns = [a + float(of_reward[i]) for a, i in zip(a_r, at, strict=True)]
-        assert batch.returns[at].tolist() == pytest.approx(returns, abs=1e-9)
-        returns = [a + float(of_cost[i]) for a, i in zip(a_c, at, strict=True)]
-        assert batch.cost_returns[at].tolist() == pytest.approx(returns, abs=1e-9)
+        assert batch.returns[at].tolist() == pytest.approx(
+            (torch.tensor(a_r) + of_reward[at]).tolist(), abs=1e-6
+        )
+        assert batch.cost_returns[at].tolist() == pytest.approx(
+            (torch.tensor(a_c) + of_cost[at]).tolist(), abs=1e-6
+        )
     for column in (batch.advantages, batch.returns, batch.cost_returns):
         assert not column[~batch.mask].any()
+
+
+def test_without_a_clip_they_are_those_of_the_lagrangian_and_the_mixed_values():
+    """The penalty on the divergence has its full weight, as where rewards are combined first."""
+    row = AlgorithmConfig(
+        advantage="gae",
+        gamma=GAMMA,
+        gae_lambda=LAMBDA,
+        kl="k1",
+        kl_in="reward",
+        kl_coefficient=0.3,
+        whiten=True,
+    )
+    algorithm, multiplier = build(row, resolve), 3.0
+    batch, costs = batch_of(4)
+    advantages_under_a_cost(batch, batch.scores, costs, multiplier, algorithm, lambda x: x)
+    mixed, _ = batch_of(4)
+    mixed.scores = lagrangian_reward(mixed.scores, costs, multiplier)
+    mixed.values = lagrangian_reward(mixed.values, mixed.cost_values, multiplier)
+    algorithm.compute_advantages(mixed, lambda x: x)
+    assert batch.advantages.tolist() == pytest.approx(mixed.advantages.tolist(), abs=1e-9)
+    assert batch.rewards.tolist() == pytest.approx(mixed.rewards.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("multiplier", [0.0, 9.0])
+def test_what_the_critic_learns_does_not_move_with_the_price(multiplier):
+    row = AlgorithmConfig(advantage="gae", kl="k1", kl_in="reward", kl_coefficient=0.1, reward_clip=0.5)
+    batch, costs = batch_of(6)
+    advantages_under_a_cost(batch, batch.scores, costs, multiplier, build(row, resolve), lambda x: x)
+    free, _ = batch_of(6)
+    advantages_under_a_cost(free, free.scores, costs, 1.0, build(row, resolve), lambda x: x)
+    assert torch.equal(batch.returns, free.returns)
+    assert torch.equal(batch.cost_returns, free.cost_returns)
 
 
 def test_how_good_the_values_are_is_told_of_each_and_of_their_mixture():
     batch, costs = batch_of(5)
     row = AlgorithmConfig(advantage="gae", gae_lambda=1.0, kl_coefficient=0.0)
     batch.cost_values = costs[batch.segments]  # perfect
-    found = advantages_under_a_cost(batch, costs, 0.0, build(row, resolve), lambda x: x)
+    found = advantages_under_a_cost(batch, batch.scores, costs, 0.0, build(row, resolve), lambda x: x)
     assert found["critic/cost_explained_variance"] == pytest.approx(1.0)
     assert found["critic/reward_explained_variance"] == pytest.approx(found["critic/explained_variance"])
     assert found["critic/reward_explained_variance"] < 0.9

@@ -168,15 +168,23 @@ def test_an_output_that_a_reward_model_lacks_is_refused(rated, output, message):
 def test_an_output_of_the_cost_that_is_not_there_is_refused(rated, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"critic.cost_output=costs: the reward model has the outputs general, cost. Name one: critic.cost_output=",
+        match=r"critic.cost_output=costs: the reward model has the outputs general, cost. Name one: critic.cost_output=cost$",
     ):
         CriticSource(ModelConfig(path=rated[1]), output="general", cost_output="costs").check()
     with pytest.raises(
-        ValueError, match=r"critic.cost_output=cost names an output, and .* is no reward model"
+        ValueError,
+        match=r"critic.cost_output=cost names an output, and the model the critic starts from, .*, is no reward model",
     ):
         CriticSource(ModelConfig(path=str(tiny_folder(tmp_path))), cost_output="cost").check()
 
 
+def test_reward_and_cost_do_not_begin_with_one_output(rated):
+    with pytest.raises(
+        ValueError, match=r"critic.cost_output=0 is the output from which the value of the reward begins"
+    ):
+        CriticSource(ModelConfig(path=rated[1]), output="general", cost_output="0").check()
+
+
 def test_an_output_of_a_language_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no reward model. Leave it out"):
+    with pytest.raises(ValueError, match="is no reward model. Leave it out, or set critic.path to"):
         CriticSource(ModelConfig(path=str(tiny_folder(tmp_path))), output="general").check()

@@ -125,15 +125,14 @@ def test_a_name_that_is_none_and_a_package_that_is_missing_are_told_with_the_cur
         Sinks(["swanlab"], opened(tmp_path))
 
 
-def test_a_class_that_is_no_sink_is_told_before_anything_is_written(tmp_path):
+def test_what_a_sink_lacks_is_told_before_anything_is_written(tmp_path, caplog):
     (tmp_path / "mine.py").write_text(
-        "class Half:\n    def __init__(self, run): ...\n    def log(self, step, metrics): ...\n"
+        "class Half:\n    def __init__(self, run):\n        self.log = lambda step, metrics: (run.folder / 'got').write_text(str(metrics))\n"
     )
-    with pytest.raises(
-        ValueError,
-        match=r"log.to=.*Half: the class has no method groups, close. A sink has log, groups, close",
-    ):
-        Sinks([f"{tmp_path / 'mine.py'}:Half"], opened(tmp_path))
+    with Sinks([f"{tmp_path / 'mine.py'}:Half"], opened(tmp_path)) as sinks:
+        sinks.log(1, {"loss": 0.5})
+    assert "it has no groups and no close, see docs/trackers.md" in caplog.text
+    assert (tmp_path / "got").read_text() == "{'loss': 0.5}", "what it has is used"
 
 
 def test_tensorboard_gets_scalars_and_groups(tmp_path):
