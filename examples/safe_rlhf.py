@@ -74,18 +74,20 @@ def begun(folder: Path) -> str:
 
 def taught(folder: Path, judge: str, model: str, steps: int) -> dict[str, lightrft.Run]:
     """Three policies by name, which began as the same model and learned from the same reward model."""
-    kinds: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
-        "general alone": ({"general": 1, "cost": 0}, {}),
-        "general under a limit": ({"general": 1, "cost": 0}, {"constraint": {"cost": "cost", "limit": LIMIT, "multiplier": 0, "learning_rate": 0.3}}),
-        "cost alone": ({"general": 0, "cost": -1}, {}),
-    }  # fmt: skip
+    limit = {"constraint": {"cost": "cost", "limit": LIMIT, "multiplier": 0, "learning_rate": 0.3}}
+    kinds: dict[str, tuple[dict[str, float], dict[str, Any], dict[str, str]]] = {
+        "general alone": ({"general": 1, "cost": 0}, {}, {}),
+        # Under a constraint the critic knows the cost as well, and its value of that begins as the reward model's, too.
+        "general under a limit": ({"general": 1, "cost": 0}, limit, {"cost_output": "cost"}),
+        "cost alone": ({"general": 0, "cost": -1}, {}, {}),
+    }
     found = {}
-    for name, (weights, constraint) in kinds.items():
+    for name, (weights, constraint, begins) in kinds.items():
         found[name] = lightrft.train(
             layers=["tiny", "ppo"], model=model, data="tiny", steps=steps,
             reward_model={"paths": {"general": judge, "cost": f"{judge}:cost"}},
             rewards={**weights, "same_kind": 0, "capitals": (capitals, 0)}, **constraint,
-            critic={"path": f"{judge}:general", "optimizer": {"learning_rate": 3e-3}},
+            critic={"path": f"{judge}:general", "optimizer": {"learning_rate": 3e-3}, **begins},
             # The reward model knows finished responses only: what is cut off teaches nothing.
             algorithm={"kl_coefficient": 0.05, "truncated": "mask"}, **{"rollout.max_tokens": 12},
             evaluate={"limit": 0}, run=folder / name.replace(" ", "-"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
 
 from lightrft.algorithms.advantages import explained_variance
-from lightrft.algorithms.algorithm import Algorithm
+from lightrft.algorithms.algorithm import Algorithm, Reduce
 from lightrft.algorithms.losses import value_loss
 from lightrft.algorithms.shaping import token_rewards
 from lightrft.types import Batch, Terms
@@ -39,7 +38,7 @@ def advantages_under_a_cost(
     costs: Tensor,
     multiplier: float,
     algorithm: Algorithm,
-    reduce: Callable[[Tensor], Tensor],
+    reduce: Reduce,
 ) -> dict[str, float]:
     """Rewards, advantages and returns, each (T,), of a batch with values of the reward and of the cost; how well those had known them.
 
@@ -48,34 +47,28 @@ def advantages_under_a_cost(
     (algorithm.kl_in=reward) is taken off the rewards and added to the costs, as there, so that it has its full weight in A and what the critic
     learns does not move with lambda. `reduce` sums over ranks; every rank calls this.
     """
+    assert batch.values is not None, "fill batch.values (the critic's, of the reward) before the advantages"
     assert batch.cost_values is not None, "fill batch.cost_values (the critic's) before the advantages"
     row = algorithm.config
-    of_reward = replace(batch, scores=rewards)
-    of_reward.rewards = token_rewards(of_reward, row)
-    of_cost = replace(batch, scores=-costs, values=batch.cost_values)
-    of_cost.rewards = -token_rewards(of_cost, row)
-    of_cost.scores = costs
-    (a_reward, batch.returns), (a_cost, batch.cost_returns) = (
-        algorithm.advantage(of_reward, row),
-        algorithm.advantage(of_cost, row),
-    )
-    batch.rewards = lagrangian_reward(of_reward.rewards, of_cost.rewards, multiplier)
+    token_costs = -token_rewards(replace(batch, scores=-costs), row)
+    of_reward = replace(batch, scores=rewards, rewards=token_rewards(replace(batch, scores=rewards), row))
+    of_cost = replace(batch, scores=costs, rewards=token_costs, values=batch.cost_values)
+    assert of_reward.rewards is not None
+    a_reward, batch.returns = algorithm.advantage(of_reward, row)
+    a_cost, batch.cost_returns = algorithm.advantage(of_cost, row)
+    batch.rewards = lagrangian_reward(of_reward.rewards, token_costs, multiplier)
     algorithm.finish_advantages(batch, lagrangian_reward(a_reward, a_cost, multiplier), reduce)
-    return _explained(batch, multiplier, reduce)
 
+    def explained(values: Tensor, returns: Tensor) -> float:
+        return explained_variance(values, returns, batch.mask, reduce)
 
-def _explained(batch: Batch, multiplier: float, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """The explained variance of what advantages are made of, and of both values by themselves."""
-    assert batch.values is not None
-    assert batch.cost_values is not None
-    assert batch.returns is not None
-    assert batch.cost_returns is not None
-    columns = {"reward_": (batch.values, batch.returns), "cost_": (batch.cost_values, batch.cost_returns)}
-    (v_r, r_r), (v_c, r_c) = columns.values()
-    columns[""] = lagrangian_reward(v_r, v_c, multiplier), lagrangian_reward(r_r, r_c, multiplier)
     return {
-        f"critic/{name}explained_variance": explained_variance(values, returns, batch.mask, reduce)
-        for name, (values, returns) in columns.items()
+        "critic/explained_variance": explained(
+            lagrangian_reward(batch.values, batch.cost_values, multiplier),
+            lagrangian_reward(batch.returns, batch.cost_returns, multiplier),
+        ),
+        "critic/reward_explained_variance": explained(batch.values, batch.returns),
+        "critic/cost_explained_variance": explained(batch.cost_values, batch.cost_returns),
     }
 
 

@@ -316,14 +316,14 @@ def check_unfinished(config: RolloutConfig, left: Collection[str]) -> None:
 
 def check_learners(config: Config, algorithm: Algorithm, state: Mapping[str, Any] | None) -> None:
     """ValueError if a critic is asked for that a checkpoint does not have, or has for another cost, so that it could not go on."""
-    if state is not None and algorithm.needs_critic and "critic" not in state["models"]:
+    if state is None or not algorithm.needs_critic:
+        return
+    if "critic" not in state["models"]:
         raise ValueError(
             f"algorithm.advantage={config.algorithm.advantage} needs a critic, and the checkpoint of step {state['done']} holds none: the run "
             "has learned without one. Resume with the algorithm.advantage of that step, or start a new run with model.path set to a "
             "model of this one."
         )
-    if state is None or not algorithm.needs_critic:
-        return
     scaler, now = state["parts"]["scaler"], config.constraint.cost
     before = scaler.get("constraint.cost", scaler["cost"])
     if before != now:

@@ -11,6 +11,7 @@ import torch
 from lightrft.build.other_models import held_whole, named, resting
 from lightrft.config import Config, LoraConfig, ModelConfig
 from lightrft.config.addresses import secret
+from lightrft.models.classifiers import output_labels, output_number
 from lightrft.models.describe import PACKAGE, RANDOM, is_tiny, stored_shape, text_shape
 from lightrft.models.families import made_for
 from lightrft.models.load import load_processor
@@ -127,14 +128,10 @@ def output_place(config: Config, key: str) -> int:
         raise ValueError(f"{setting}={place.path}: a random model holds no trained head for scores.")
     with named(REWARD_MODEL, setting):
         shape = stored_shape(model_of(config, place.path))
-    labels = [str(shape.id2label[number]) for number in sorted(shape.id2label)]
-    wanted = place.output or key
-    if wanted in labels:
-        return labels.index(wanted)
-    if place.output.isdecimal() and int(place.output) < len(labels):
-        return int(place.output)
-    if not place.output and len(labels) == 1:
-        return 0
+    labels = output_labels(shape)
+    found = output_number(labels, place.output or (key if key in labels else ""))
+    if found is not None:
+        return found
     why = f"there is no output '{place.output}'" if place.output else "it has several outputs"
     raise ValueError(
         f"{setting}={config.reward_model.paths[key]}: {why}; {place.path} has {', '.join(labels)}. Name one, e.g. {place.path}:{labels[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,20 @@ from lightrft.models.logprobs import backbone
 
 HEAD = "score"
 """What transformers' ForSequenceClassification classes call the head of a language model."""
+
+
+def output_labels(config: Any) -> list[str]:
+    """The names of a reward model's outputs, in their order."""
+    return [str(config.id2label[number]) for number in sorted(config.id2label)]
+
+
+def output_number(labels: Sequence[str], output: str) -> int | None:
+    """The number of the output that a setting names by its label or its number, or leaves out where it is the only one; None: it is not there."""
+    if output in labels:
+        return labels.index(output)
+    if output.isdecimal() and int(output) < len(labels):
+        return int(output)
+    return 0 if not output and len(labels) == 1 else None
 
 
 def classifier_class(config: Any) -> Any:

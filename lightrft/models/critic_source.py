@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, ModelConfig
-from lightrft.models.classifiers import HEAD, heads
+from lightrft.models.classifiers import HEAD, heads, output_labels, output_number
 from lightrft.models.describe import stored_shape, without_weights
 from lightrft.models.freezing import PARTS, named, unknown
 from lightrft.models.lazy import empty_model
@@ -77,14 +76,11 @@ class CriticSource(Source):
         if has_head(self.config):
             self._places()
             return
-        for setting, output in (
-            (f"critic.path={self.config.path}:{self.output}", self.output),
-            self._cost_setting,
-        ):
+        for prefix, output in self._named:
             if output:
                 raise ValueError(
-                    f"{setting} names an output, and the model the critic starts from, {self.config.path}, is no reward model. Leave it out, or "
-                    "set critic.path to a reward model."
+                    f"{prefix}{output} names an output, and the model the critic starts from, {self.config.path}, is no reward model. Leave it "
+                    "out, or set critic.path to a reward model."
                 )
 
     @property
@@ -92,40 +88,29 @@ class CriticSource(Source):
         return 1 if self.cost_output is None else 2
 
     @property
-    def _cost_setting(self) -> tuple[str, str]:
-        return f"critic.cost_output={self.cost_output}", self.cost_output or ""
+    def _named(self) -> list[tuple[str, str]]:
+        """The outputs of a reward model that values begin from, each behind what a setting says before it: of the reward, and of the cost if
+        one is named."""
+        found = [(f"critic.path={self.config.path}:", self.output)]
+        return [*found, ("critic.cost_output=", self.cost_output)] if self.cost_output else found
 
     def _places(self) -> list[int]:
-        """The numbers of the reward model's outputs that are meant: of the reward, and of the cost if one is named."""
-        given = f":{self.output}" if self.output else ""
-        places = [
-            self._place(
-                self.output, f"critic.path={self.config.path}{given}", f"critic.path={self.config.path}:"
-            )
-        ]
-        setting, output = self._cost_setting
-        if not output:
-            return places
-        place = self._place(output, setting, "critic.cost_output=", but=places)
-        if place in places:
-            raise ValueError(
-                f"{setting} is the output from which the value of the reward begins. Name another one."
-            )
-        return [*places, place]
-
-    def _place(self, output: str, setting: str, cure: str, but: Sequence[int] = ()) -> int:
-        """The number of an output. ValueError, with an example that is not of the numbers `but`, where there is none of the name."""
-        labels = stored_shape(self.config).id2label
-        names = [labels[place] for place in sorted(labels)]
-        known = [*names, *map(str, range(len(names)))]
-        if len(names) == 1 and not output:
-            return 0
-        if output not in known:
-            others = [name for place, name in enumerate(names) if place not in but] or names
-            raise ValueError(
-                f"{setting}: the reward model has the outputs {', '.join(names)}. Name one: {cure}{others[0]}"
-            )
-        return known.index(output) % len(names)
+        """Their numbers. ValueError where there is none of the name, or where both are one."""
+        names = output_labels(stored_shape(self.config))
+        places: list[int] = []
+        for prefix, output in self._named:
+            place, setting = output_number(names, output), f"{prefix}{output}".rstrip(":")
+            if place is None:
+                others = [name for number, name in enumerate(names) if number not in places] or names
+                raise ValueError(
+                    f"{setting}: the reward model has the outputs {', '.join(names)}. Name one: {prefix}{others[0]}"
+                )
+            if place in places:
+                raise ValueError(
+                    f"{setting} is the output from which the value of the reward begins. Name another one."
+                )
+            places.append(place)
+        return places
 
     def _trained(self) -> Any:
         return trained(self._bare(), f"critic.path={self.config.path}")

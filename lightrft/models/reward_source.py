@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from lightrft.config import LoraConfig, MediaConfig, ModelConfig
-from lightrft.models.classifiers import HEAD, classifier
+from lightrft.models.classifiers import HEAD, classifier, output_labels
 from lightrft.models.describe import RANDOM, is_tiny, stored_shape, without_weights
 from lightrft.models.lazy import empty_model
 from lightrft.models.load import load_model, load_processor, prepared
@@ -139,7 +139,7 @@ def check_reward_source(config: ModelConfig, outputs: Sequence[str]) -> None:
     if not has_head(config):
         classifier(shape, f"model.path={config.path}")
     else:
-        theirs = [shape.id2label[place] for place in sorted(shape.id2label)]
+        theirs = output_labels(shape)
         unnamed = theirs == [f"LABEL_{place}" for place in range(len(theirs))]
         if len(theirs) != len(outputs) or (not unnamed and theirs != list(outputs)):
             raise ValueError(

@@ -38,7 +38,6 @@ class Sink(Protocol):
         ...
 
 
-METHODS = ("log", "groups", "close")
 SINKS: dict[str, Callable[[Opened], Sink]] = {
     "mlflow": Mlflow,
     "swanlab": Swanlab,
@@ -81,8 +80,9 @@ class Outlet:
         sink: Sink | None = None
         try:
             sink = self._make(self._run)
-            if lacks := [method for method in METHODS if not callable(getattr(sink, method, None))]:
-                raise TypeError(f"it has no {' and no '.join(lacks)}, see docs/trackers.md")
+            lacks = [name for name in ("log", "groups", "close") if not callable(getattr(sink, name, None))]
+            if lacks:
+                self._fail(TypeError(f"it has no {' and no '.join(lacks)}, see docs/trackers.md"))
         except (Exception, SystemExit) as error:  # whatever a tracker raises
             self._fail(error)
         while (entry := self._waiting.get()) is not None:

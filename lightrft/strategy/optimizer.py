@@ -36,7 +36,7 @@ def check_shapes(saved: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]
     if odd:
         raise ValueError(
             f"the checkpoint is of another model: {odd[0].partition('/')[2]} has shape {saved.get(odd[0], 'none')} there and "
-            f"{shapes.get(odd[0], 'none')} here. Set model.path, model.lora and model.freeze as they were, and for a critic critic.path."
+            f"{shapes.get(odd[0], 'none')} here. Set model.path (of a critic critic.path), model.lora and model.freeze as they were."
         )
 
 

@@ -48,7 +48,7 @@ class RewardScaler:
                 moments.see(torch.tensor(rewards, dtype=torch.float64), self.world.sum)
         if not self.cost:
             return {}
-        costs = torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float64)
+        costs = self._costs([t.parts for t in answers])
         total, count = self.world.sum(torch.stack([costs.sum(), torch.ones_like(costs).sum()])).tolist()
         if count:
             c = self.constraint
@@ -63,8 +63,11 @@ class RewardScaler:
 
     def apart(self, answers: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
         """The score of each response without its cost, and its cost, both (S,) float32, where there is a constraint."""
-        costs = torch.tensor([t.parts[self.cost] for t in answers], dtype=torch.float32)
-        return self._normalised(answers, [t.reward for t in answers]).float(), costs
+        scores, costs = (
+            self._scaled(answers, [t.reward for t in answers]),
+            self._costs([t.parts for t in answers]),
+        )
+        return scores.float(), costs.float()
 
     def parts(self, answers: Sequence[Trajectory]) -> tuple[Tensor, Tensor]:
         """The parts of each response's reward and their weights, both (S, K) float32; NaN and 0 where its task has no such part."""
@@ -81,13 +84,16 @@ class RewardScaler:
     def _scores(
         self, answers: Sequence[Trajectory], rewards: list[float], parts: list[dict[str, float]]
     ) -> Tensor:
-        scores = self._normalised(answers, rewards)
+        scores = self._scaled(answers, rewards)
         if self.cost:
-            costs = torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
-            scores = lagrangian_reward(scores, costs, self.multiplier)
+            scores = lagrangian_reward(scores, self._costs(parts), self.multiplier)
         return scores.float()
 
-    def _normalised(self, answers: Sequence[Trajectory], rewards: list[float]) -> Tensor:
+    def _costs(self, parts: Sequence[Mapping[str, float]]) -> Tensor:
+        """The cost among the parts of each reward, (S,) float64."""
+        return torch.tensor([part[self.cost] for part in parts], dtype=torch.float64)
+
+    def _scaled(self, answers: Sequence[Trajectory], rewards: list[float]) -> Tensor:
         """Rewards as the settings scale them by task, (S,) float64."""
         scores = torch.tensor(rewards, dtype=torch.float64)
         sources = [t.prompt.source for t in answers]

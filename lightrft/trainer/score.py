@@ -80,7 +80,6 @@ class Scorer:
         whole = pack(trajectories, inputs=False)
         for name in self.filled if not trajectories else ():  # all responses of this rank were dropped
             setattr(whole, name, torch.zeros(0))
-        whole.scores = self.scaler.transform(trajectories)
         if algorithm.needs_baseline:
             whole.baselines = self.scaler.baselines(trajectories)
         if algorithm.needs_parts:
@@ -98,13 +97,14 @@ class Scorer:
         self, whole: Batch, trajectories: Sequence[Trajectory], algorithm: Algorithm
     ) -> dict[str, float]:
         """Fills rewards, advantages and returns of a batch; how well the critic had known them."""
-        if (
-            self.critic is None
-        ):  # replayed responses may have its values still, from before a resume without one
+        if self.critic is None:
+            # Replayed responses may have its values still, from before a resume without one.
             whole.values = whole.cost_values = None
         elif self.scaler.cost:
-            of_both = self.scaler.apart(trajectories)
-            return advantages_under_a_cost(whole, *of_both, self.scaler.multiplier, algorithm, self.world.sum)
+            scores, costs = self.scaler.apart(trajectories)
+            multiplier = self.scaler.multiplier
+            return advantages_under_a_cost(whole, scores, costs, multiplier, algorithm, self.world.sum)
+        whole.scores = self.scaler.transform(trajectories)
         algorithm.compute_advantages(whole, self.world.sum)
         if whole.values is None:
             return {}

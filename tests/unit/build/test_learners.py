@@ -1,4 +1,4 @@
-"""What a checkpoint must hold of a critic for a run to go on with it, and what becomes of its columns where there is none."""
+"""What a checkpoint must hold of a critic for a run to go on with it."""
 
 from __future__ import annotations
 

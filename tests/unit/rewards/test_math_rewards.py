@@ -64,9 +64,12 @@ def test_different_values_are_not_equal(answer, target):
 
 @pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "2^{99999}", "99999999!", "((5)!)!", "1" * 501, "9^9^9^9"])
 def test_expressions_that_would_take_for_ever_are_wrong_at_once(answer):
+    math(
+        "\\boxed{4}", "5"
+    )  # compiles patterns and builds a parser's tables, where no other test of the process has
     start = time.monotonic()
     assert math(f"\\boxed{{{answer}}}", "5") == 0.0
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 0.5
 
 
 def test_a_target_too_long_to_parse_is_still_equal_to_itself():
